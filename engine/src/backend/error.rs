@@ -1,0 +1,59 @@
+//! Errors of storage engines.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// Why an engine could not do what it was asked.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// The disk failed.
+    #[error("{action} {}: {source}", path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// A page is not what was written.
+    #[error("{}: page {page} is damaged: {what}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// The page number.
+        page: u64,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The file is not one of this engine's, or of another version.
+    #[error("{}: {what}", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What was found instead.
+        what: String,
+    },
+    /// A key is longer than the engine can hold.
+    #[error("key of {length} bytes is over the limit of {limit}")]
+    KeyTooLong {
+        /// Its length.
+        length: usize,
+        /// The engine's limit.
+        limit: usize,
+    },
+    /// An earlier error on write or sync stopped the engine from taking more.
+    #[error("the store stopped taking writes after an earlier error: {0}")]
+    Latched(String),
+    /// An engine from another crate failed.
+    #[error("{engine}: {message}")]
+    Other {
+        /// The engine's name.
+        engine: &'static str,
+        /// What it said.
+        message: String,
+    },
+}

@@ -1,0 +1,155 @@
+//! The trait that storage engines implement.
+//!
+//! A backend is an ordered map of byte strings, divided into a few numbered
+//! trees. It has one writer and any number of snapshot readers. A batch is
+//! *published* as a whole: new snapshots see it, at no cost of a sync. A
+//! *checkpoint* makes everything published so far durable. After a crash the
+//! store is as of some checkpoint, and the WAL replays the rest: the position
+//! in the log up to which a batch applies ([`Applied`]) is part of the batch.
+
+use std::borrow::Cow;
+use std::ops::{Bound, ControlFlow};
+use std::sync::Arc;
+
+mod error;
+
+pub use error::BackendError;
+
+/// What a backend's operations return.
+pub type Result<T> = std::result::Result<T, BackendError>;
+
+/// One of the trees in a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TreeId(pub u8);
+
+/// How many trees a backend has: ids 0 to `MAX_TREES - 1`.
+pub const MAX_TREES: usize = 8;
+
+/// The last log entry whose effect a state includes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
+pub struct Applied {
+    /// Raft term of the entry.
+    pub term: u64,
+    /// Raft index of the entry.
+    pub index: u64,
+}
+
+/// Bounds of a scan.
+pub type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
+/// The order of a scan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// Smallest key first.
+    Forward,
+    /// Largest key first.
+    Backward,
+}
+
+/// Sums over the entries of a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sums {
+    /// Number of entries.
+    pub entries: u64,
+    /// Bytes of their keys and values.
+    pub bytes: u64,
+}
+
+/// Called for each entry with key and value, until it breaks.
+pub type Visitor<'v> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'v;
+
+/// Reading, from a snapshot or from an open batch.
+pub trait Read {
+    /// The value of `key`; borrowed from the store where the engine can.
+    fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Cow<'_, [u8]>>>;
+
+    /// Visits the entries within `bounds` in order.
+    fn scan(
+        &self,
+        tree: TreeId,
+        bounds: Bounds<'_>,
+        direction: Direction,
+        visit: &mut Visitor<'_>,
+    ) -> Result<()>;
+
+    /// Sums over `bounds`. O(log n) on the B+tree; other engines may walk.
+    fn sums(&self, tree: TreeId, bounds: Bounds<'_>) -> Result<Sums> {
+        let mut sums = Sums::default();
+        self.scan(tree, bounds, Direction::Forward, &mut |key, value| {
+            sums.entries += 1;
+            sums.bytes += (key.len() + value.len()) as u64;
+            ControlFlow::Continue(())
+        })?;
+        Ok(sums)
+    }
+}
+
+/// A published state; unaffected by later batches for as long as it is held.
+pub trait Snapshot: Read + Send + Sync {
+    /// The log entry up to which it applies.
+    fn applied(&self) -> Applied;
+}
+
+/// The changes of one batch. Reads see them. Dropping it unpublished undoes it.
+pub trait Batch: Read {
+    /// Sets `key` to `value`.
+    fn put(&mut self, tree: TreeId, key: &[u8], value: &[u8]) -> Result<()>;
+
+    /// Removes `key`; whether it was there.
+    fn delete(&mut self, tree: TreeId, key: &[u8]) -> Result<bool>;
+
+    /// Removes everything within `bounds`; how many entries that were.
+    /// On the B+tree the cost is that of the pages at the edges plus one visit
+    /// of each page that becomes free.
+    fn delete_range(&mut self, tree: TreeId, bounds: Bounds<'_>) -> Result<u64>;
+
+    /// Makes the batch what new snapshots see. Costs no sync.
+    fn publish(self: Box<Self>, applied: Applied) -> Result<()>;
+}
+
+/// Sizes, for metrics and `endpoint status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stats {
+    /// Bytes of the file or files.
+    pub file_bytes: u64,
+    /// Bytes of them that hold something.
+    pub used_bytes: u64,
+    /// Snapshots held.
+    pub readers: u64,
+    /// Bytes that wait for the oldest snapshot to be let go.
+    pub pinned_bytes: u64,
+}
+
+/// What a whole-store integrity check went over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CheckReport {
+    /// Pages visited, 0 where the engine has no pages.
+    pub pages: u64,
+    /// Entries visited, in all trees.
+    pub entries: u64,
+}
+
+/// A storage engine.
+pub trait Backend: Send + Sync {
+    /// The name that `--engine` takes.
+    fn name(&self) -> &'static str;
+
+    /// The newest published state. Never waits for the writer.
+    fn snapshot(&self) -> Result<Arc<dyn Snapshot>>;
+
+    /// Starts a batch; waits for an earlier one to end.
+    fn begin(&self) -> Result<Box<dyn Batch + '_>>;
+
+    /// Makes the newest published state durable and returns how far it applies.
+    /// May run beside readers and beside the writer.
+    fn checkpoint(&self) -> Result<Applied>;
+
+    /// How far the last checkpoint applies.
+    fn durable(&self) -> Applied;
+
+    /// Sizes.
+    fn stats(&self) -> Stats;
+
+    /// Goes over everything stored: order, checksums, sums, free space.
+    fn check(&self) -> Result<CheckReport>;
+}

@@ -1,0 +1,100 @@
+//! What the Raft log carries: requests that change the store.
+
+use crate::codec::{DecodeError, Reader, put_bytes, put_count};
+use crate::{CompactionRequest, DeleteRangeRequest, PutRequest, TxnRequest};
+
+/// Numbers of the requests, the same on the wire and in the log.
+#[allow(missing_docs)]
+pub mod opcode {
+    pub const RANGE: u8 = 1;
+    pub const PUT: u8 = 2;
+    pub const DELETE_RANGE: u8 = 3;
+    pub const TXN: u8 = 4;
+    pub const COMPACTION: u8 = 5;
+    /// Only in the log: a member publishes its name and client URLs.
+    pub const MEMBER_ATTRIBUTES: u8 = 6;
+}
+
+/// What a member says of itself once it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MemberAttributes {
+    /// The member.
+    pub member_id: u64,
+    /// Its name.
+    pub name: String,
+    /// Where clients reach it.
+    pub client_urls: Vec<String>,
+}
+
+/// One change of the replicated state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command<'a> {
+    /// Write a key.
+    Put(PutRequest<'a>),
+    /// Delete keys.
+    DeleteRange(DeleteRangeRequest<'a>),
+    /// A transaction.
+    Txn(TxnRequest<'a>),
+    /// Drop history.
+    Compaction(CompactionRequest),
+    /// A member publishes itself.
+    MemberAttributes(MemberAttributes),
+}
+
+impl<'a> Command<'a> {
+    /// Its number.
+    pub fn opcode(&self) -> u8 {
+        match self {
+            Self::Put(_) => opcode::PUT,
+            Self::DeleteRange(_) => opcode::DELETE_RANGE,
+            Self::Txn(_) => opcode::TXN,
+            Self::Compaction(_) => opcode::COMPACTION,
+            Self::MemberAttributes(_) => opcode::MEMBER_ATTRIBUTES,
+        }
+    }
+
+    /// Appends the body, without the opcode.
+    pub fn encode_body(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Put(put) => put.encode(out),
+            Self::DeleteRange(delete) => delete.encode(out),
+            Self::Txn(txn) => txn.encode(out),
+            Self::Compaction(compaction) => compaction.encode(out),
+            Self::MemberAttributes(member) => {
+                out.extend_from_slice(&member.member_id.to_le_bytes());
+                put_bytes(out, member.name.as_bytes());
+                put_count(out, member.client_urls.len());
+                for url in &member.client_urls {
+                    put_bytes(out, url.as_bytes());
+                }
+            }
+        }
+    }
+
+    /// Reads a body that must fill `body`.
+    pub fn decode_body(opcode: u8, body: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new(body);
+        let command = match opcode {
+            opcode::PUT => Self::Put(PutRequest::decode(&mut reader)?),
+            opcode::DELETE_RANGE => Self::DeleteRange(DeleteRangeRequest::decode(&mut reader)?),
+            opcode::TXN => Self::Txn(TxnRequest::decode(&mut reader)?),
+            opcode::COMPACTION => Self::Compaction(CompactionRequest::decode(&mut reader)?),
+            opcode::MEMBER_ATTRIBUTES => {
+                let member_id = reader.u64("member_id")?;
+                let name = reader.string("name")?.to_owned();
+                let count = reader.count(4, "url count")?;
+                let client_urls = (0..count)
+                    .map(|_| reader.string("url").map(str::to_owned))
+                    .collect::<Result<_, _>>()?;
+                Self::MemberAttributes(MemberAttributes {
+                    member_id,
+                    name,
+                    client_urls,
+                })
+            }
+            _ => return Err(reader.error("opcode")),
+        };
+        reader.finish()?;
+        Ok(command)
+    }
+}

@@ -1,0 +1,36 @@
+//! Varve's data model: keys, values, revisions, requests, responses and their
+//! byte encoding. No I/O, no dependencies beyond error derivation.
+//!
+//! The encoding of a request is the same on the wire and in the Raft log, so
+//! that a node moves a client's bytes into the log without rewriting them.
+//! Integers are little-endian and fixed in width; byte strings carry a `u32`
+//! length. Field meanings and defaults follow etcd's `rpc.proto`.
+
+mod codec;
+mod command;
+mod error;
+mod key_range;
+mod request;
+mod response;
+
+pub use codec::{DecodeError, Reader};
+pub use command::{Command, MemberAttributes, opcode};
+pub use error::ApiError;
+pub use key_range::KeyRange;
+pub use request::{
+    CompactionRequest, Compare, CompareResult, CompareTarget, DeleteRangeRequest, PutRequest,
+    RangeRequest, RequestOp, SortOrder, SortTarget, TxnRequest,
+};
+pub use response::{
+    DeleteRangeResponse, Event, EventKind, KeyValue, PutResponse, RangeResponse, ResponseHeader,
+    ResponseOp, TxnResponse,
+};
+
+/// Longest key a node accepts, in bytes.
+pub const MAX_KEY_BYTES: usize = 32 * 1024;
+/// Default of `--max-request-bytes`: the longest request a node accepts, in bytes (1.5 MiB).
+pub const DEFAULT_MAX_REQUEST_BYTES: usize = 1_572_864;
+/// Default of `--max-txn-ops`.
+pub const DEFAULT_MAX_TXN_OPS: usize = 128;
+/// How deep transactions may nest.
+pub const MAX_TXN_DEPTH: usize = 16;

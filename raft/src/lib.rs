@@ -1,0 +1,1 @@
+//! One Varve replica: raft-rs driven over the engine's WAL.

@@ -1,0 +1,1 @@
+//! A pipelining client for Varve.

@@ -1,0 +1,1 @@
+//! The bytes that Varve's nodes and clients exchange.

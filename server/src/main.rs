@@ -1,0 +1,2 @@
+//! The Varve node.
+fn main() {}
