@@ -45,6 +45,18 @@ pub enum BackendError {
         /// The engine's limit.
         limit: usize,
     },
+    /// A tree id is out of range.
+    #[error("there is no tree {tree}: ids go up to {}", super::MAX_TREES - 1)]
+    UnknownTree {
+        /// The id asked for.
+        tree: u8,
+    },
+    /// No engine of that name is built in.
+    #[error("there is no engine {name:?}: the engines are {}", super::NAMES.join(", "))]
+    UnknownEngine {
+        /// The name asked for.
+        name: String,
+    },
     /// An earlier error on write or sync stopped the engine from taking more.
     #[error("the store stopped taking writes after an earlier error: {0}")]
     Latched(String),

@@ -12,8 +12,12 @@ use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
 mod error;
+pub mod memory;
+mod registry;
+mod treap;
 
 pub use error::BackendError;
+pub use registry::NAMES;
 
 /// What a backend's operations return.
 pub type Result<T> = std::result::Result<T, BackendError>;
@@ -36,6 +40,17 @@ pub struct Applied {
 
 /// Bounds of a scan.
 pub type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
+/// Whether no key can lie within `bounds`, as when they are inverted.
+pub fn is_empty(bounds: Bounds<'_>) -> bool {
+    match bounds {
+        (Bound::Included(start), Bound::Included(end)) => start > end,
+        (Bound::Included(start), Bound::Excluded(end))
+        | (Bound::Excluded(start), Bound::Included(end) | Bound::Excluded(end)) => start >= end,
+        (Bound::Unbounded, Bound::Excluded(end)) => end.is_empty(),
+        (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
+    }
+}
 
 /// The order of a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
