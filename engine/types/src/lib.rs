@@ -12,6 +12,7 @@ mod error;
 mod key_range;
 mod request;
 mod response;
+mod view;
 
 pub use codec::{DecodeError, Reader};
 pub use command::{Command, MemberAttributes, opcode};
@@ -25,6 +26,7 @@ pub use response::{
     DeleteRangeResponse, Event, EventKind, KeyValue, PutResponse, RangeResponse, ResponseHeader,
     ResponseOp, TxnResponse,
 };
+pub use view::{EventRef, KeyValueRef};
 
 /// Longest key a node accepts, in bytes.
 pub const MAX_KEY_BYTES: usize = 32 * 1024;
