@@ -6,3 +6,4 @@
 //! top. The engine knows no Raft, no sockets and no wall clock.
 
 pub mod backend;
+pub mod mvcc;

@@ -1,0 +1,49 @@
+//! The revisioned key-value store.
+//!
+//! A revision is (main, sub): one main for each transaction that writes, one
+//! sub for each change in it. Four trees hold everything:
+//!
+//! | tree | key | value |
+//! |---|---|---|
+//! | [`META`] | small names | state, progress, and what the layers above keep |
+//! | [`LATEST`] | user key | the live record, with its value |
+//! | [`DEAD`] | user key | the tombstone of a deleted key, until it is compacted |
+//! | [`LOG`] | revision | the change: its key, the state hash after it, and the record it replaced |
+//!
+//! Invariants:
+//! - a user key is in at most one of LATEST and DEAD;
+//! - the record of a key names the revision of its last change, and LOG holds
+//!   that change as long as its main revision is at or above the compacted one;
+//! - every value is stored once: in LATEST while it is the newest, in the LOG
+//!   entry of the change that replaced it afterwards;
+//! - the state hash is the sum of the hashes of all records in LATEST.
+//!
+//! Compaction is logical at once and physical in small steps: what was removed
+//! so far may differ between members, what a read answers may not.
+
+mod error;
+mod live;
+mod options;
+mod snapshot;
+mod store;
+mod validate;
+mod view;
+
+use crate::backend::TreeId;
+
+pub use error::{MvccError, Result};
+pub use live::{EventBatch, LiveEvents};
+pub use options::{BatchOptions, CompactBudget, EventLimits, EventsEnd, Limits, RangeEnd};
+pub use snapshot::{SnapshotInfo, SnapshotPosition, SnapshotSink, SnapshotSource};
+pub use store::{CommandResponse, Published, Reader, Reply, Store, WriteTxn};
+pub use validate::validate;
+pub use view::{LiveSums, View};
+
+/// Small things: the store's state and what other layers keep with it.
+pub const META: TreeId = TreeId(0);
+/// Live keys.
+pub const LATEST: TreeId = TreeId(1);
+/// Deleted keys whose deletion is not compacted yet.
+pub const DEAD: TreeId = TreeId(2);
+/// Changes by revision.
+pub const LOG: TreeId = TreeId(3);
