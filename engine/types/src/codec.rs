@@ -106,24 +106,24 @@ impl<'a> Reader<'a> {
 }
 
 /// Appends a `u32` length and the bytes.
-pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     put_count(out, bytes.len());
     out.extend_from_slice(bytes);
 }
 
 /// Appends a `u32` element count or length.
-pub(crate) fn put_count(out: &mut Vec<u8>, count: usize) {
+pub fn put_count(out: &mut Vec<u8>, count: usize) {
     // Requests are bounded far below 4 GiB before they are encoded.
     out.extend_from_slice(&(count as u32).to_le_bytes());
 }
 
 /// Appends a little-endian `i64`.
-pub(crate) fn put_i64(out: &mut Vec<u8>, value: i64) {
+pub fn put_i64(out: &mut Vec<u8>, value: i64) {
     out.extend_from_slice(&value.to_le_bytes());
 }
 
 /// Packs booleans into a byte, the first in bit 0.
-pub(crate) fn flags<const N: usize>(bits: [bool; N]) -> u8 {
+pub fn flags<const N: usize>(bits: [bool; N]) -> u8 {
     bits.iter()
         .enumerate()
         .fold(0, |byte, (i, bit)| byte | (u8::from(*bit) << i))

@@ -14,7 +14,7 @@ mod request;
 mod response;
 mod view;
 
-pub use codec::{DecodeError, Reader};
+pub use codec::{DecodeError, Reader, flags, put_bytes, put_count, put_i64};
 pub use command::{Command, MemberAttributes, opcode};
 pub use error::ApiError;
 pub use key_range::KeyRange;

@@ -1,0 +1,47 @@
+//! What a frame is about.
+//!
+//! Numbers are never reused. A reply carries the opcode of its request. Numbers
+//! below 16 are those of `varve_types::opcode`, shared with the Raft log.
+
+pub use varve_types::opcode::{COMPACTION, DELETE_RANGE, PUT, RANGE, TXN};
+
+/// Not a request: an error that concerns the whole connection.
+pub const CONNECTION: u8 = 0;
+/// Who is there, and which versions it speaks.
+pub const HELLO: u8 = 16;
+/// Is anyone there.
+pub const PING: u8 = 17;
+/// The state of the member that answers.
+pub const STATUS: u8 = 18;
+/// The hash of the store at a revision.
+pub const HASH_KV: u8 = 19;
+/// The members of the cluster.
+pub const MEMBER_LIST: u8 = 20;
+/// Opens a watch; its events come as replies to it.
+pub const WATCH: u8 = 32;
+/// Ends a watch.
+pub const WATCH_CANCEL: u8 = 33;
+/// Asks how far watches have come.
+pub const WATCH_PROGRESS: u8 = 34;
+/// Lets a watch send more.
+pub const WATCH_CREDIT: u8 = 35;
+
+// 48-63 leases, 64-79 membership changes, leader transfer, alarms, defragmentation and
+// snapshots of a member, 80-95 users and roles, 96-111 locks and elections: kept free.
+
+/// First number of the peer port.
+pub const PEER_FIRST: u8 = 128;
+/// First frame in both directions between members.
+pub const PEER_HELLO: u8 = 128;
+/// Raft messages.
+pub const PEER_MESSAGES: u8 = 129;
+/// Start of a snapshot.
+pub const SNAPSHOT_BEGIN: u8 = 130;
+/// A piece of a snapshot.
+pub const SNAPSHOT_CHUNK: u8 = 131;
+/// End of a snapshot.
+pub const SNAPSHOT_END: u8 = 132;
+/// How much of a snapshot has arrived.
+pub const SNAPSHOT_ACK: u8 = 133;
+/// The last frame before a member closes a peer connection, with its reason.
+pub const PEER_REFUSED: u8 = 134;
