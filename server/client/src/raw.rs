@@ -11,9 +11,10 @@ use bytes::{Buf, BytesMut};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, ToSocketAddrs};
 use varve_protocol::{
-    DEFAULT_REPLY_LIMIT, Decoder, Flags, Frame, FrameError, Request, Step, encode_frame, opcode,
+    DEFAULT_REPLY_LIMIT, Decoder, Flags, Frame, FrameError, Request, Step, WireError, encode_frame,
+    opcode,
 };
-use varve_types::{PutRequest, RangeRequest};
+use varve_types::{PutRequest, RangeRequest, Reader};
 
 use crate::ConnectionError;
 
@@ -177,6 +178,9 @@ impl RawConnection {
         loop {
             match self.decoder.step(&self.input[at..])? {
                 Step::Frame(frame, used) => {
+                    if frame.header.opcode == opcode::CONNECTION {
+                        return Err(refused(frame.body));
+                    }
                     at += used;
                     replies += 1;
                     on_reply(frame);
@@ -193,5 +197,13 @@ impl RawConnection {
         }
         self.input.advance(at);
         Ok(replies)
+    }
+}
+
+/// The reason a server gives before it closes a connection.
+fn refused(body: &[u8]) -> ConnectionError {
+    match WireError::decode(&mut Reader::new(body)) {
+        Ok(error) => ConnectionError::Refused(error),
+        Err(_) => ConnectionError::Closed,
     }
 }

@@ -25,6 +25,6 @@ pub use message::{
     WatchProgressRequest, WatchRequest, WatchResponse, decode_reply,
 };
 pub use reply::{
-    KeyValueRef, RangeWriter, encode_connection_error, encode_error, encode_get_reply,
-    encode_put_reply, encode_reply, encode_watch, encode_watch_events,
+    EventsWriter, RangeWriter, encode_connection_error, encode_error, encode_get_reply,
+    encode_put_reply, encode_reply, encode_watch,
 };

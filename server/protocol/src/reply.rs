@@ -1,6 +1,6 @@
 //! Writing replies, straight into the output buffer of a connection.
 
-use varve_types::{Event, KeyValue, ResponseHeader, put_bytes, put_i64};
+use varve_types::{EventRef, KeyValueRef, ResponseHeader};
 
 use crate::message::Reply;
 use crate::{
@@ -60,49 +60,6 @@ pub fn encode_put_reply(out: &mut Vec<u8>, request_id: u64, header: &ResponseHea
     });
 }
 
-/// A key-value whose parts are still where they are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct KeyValueRef<'a> {
-    /// The key.
-    pub key: &'a [u8],
-    /// Revision of the put that created it.
-    pub create_revision: i64,
-    /// Revision of its last change.
-    pub mod_revision: i64,
-    /// Puts since it was created.
-    pub version: i64,
-    /// The value.
-    pub value: &'a [u8],
-    /// The lease it is attached to; 0 is none.
-    pub lease: i64,
-}
-
-impl<'a> From<&'a KeyValue> for KeyValueRef<'a> {
-    fn from(kv: &'a KeyValue) -> Self {
-        Self {
-            key: &kv.key,
-            create_revision: kv.create_revision,
-            mod_revision: kv.mod_revision,
-            version: kv.version,
-            value: &kv.value,
-            lease: kv.lease,
-        }
-    }
-}
-
-impl KeyValueRef<'_> {
-    /// Appends the encoding of a [`KeyValue`].
-    #[inline]
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        put_i64(out, self.create_revision);
-        put_i64(out, self.mod_revision);
-        put_i64(out, self.version);
-        put_i64(out, self.lease);
-        put_bytes(out, self.key);
-        put_bytes(out, self.value);
-    }
-}
-
 /// Appends the reply to a read of one key.
 #[inline]
 pub fn encode_get_reply(
@@ -137,7 +94,6 @@ pub struct RangeWriter<'o> {
 const RANGE_FLAGS_AT: usize = HEADER_SIZE + ResponseHeader::SIZE;
 const RANGE_COUNT_AT: usize = RANGE_FLAGS_AT + 1;
 const RANGE_KEYS_AT: usize = RANGE_COUNT_AT + 8;
-const FLAGS_AT: usize = 4;
 
 impl<'o> RangeWriter<'o> {
     /// Starts a reply at the end of `out`.
@@ -166,8 +122,7 @@ impl<'o> RangeWriter<'o> {
     #[inline]
     pub fn push(&mut self, kv: KeyValueRef<'_>) {
         if self.out.len() - self.start >= REPLY_CHUNK {
-            let flags = Flags::REPLY.with(Flags::MORE).bits().to_le_bytes();
-            self.out[self.start + FLAGS_AT..][..2].copy_from_slice(&flags);
+            set_flags(self.out, self.start, Flags::REPLY.with(Flags::MORE));
             self.close();
             self.begin();
         }
@@ -219,19 +174,69 @@ pub fn encode_watch(
     });
 }
 
-/// Appends events of a watch straight from a slice. `more` says that the last
-/// revision in `events` goes on in the next frame. Returns the credit they use up.
-pub fn encode_watch_events(
-    out: &mut Vec<u8>,
-    watch: u64,
-    header: &ResponseHeader,
-    events: &[Event],
-    more: bool,
-) -> usize {
-    let more = if more { Flags::MORE } else { Flags::NONE };
-    let start = begin_frame(out, opcode::WATCH, Flags::REPLY.with(more), watch);
-    header.encode(out);
-    WatchResponse::encode_events(events, out);
-    finish_frame(out, start);
-    out.len() - start - HEADER_SIZE
+/// Writes a frame of events, one at a time, straight into an output buffer.
+#[derive(Debug)]
+pub struct EventsWriter<'o> {
+    out: &'o mut Vec<u8>,
+    start: usize,
+    events: u32,
+}
+
+/// Where, counted from a frame's start, the number of events is.
+const EVENT_COUNT_AT: usize = HEADER_SIZE + ResponseHeader::SIZE + 1;
+
+impl<'o> EventsWriter<'o> {
+    /// Starts a frame of `watch` at the end of `out`.
+    pub fn new(out: &'o mut Vec<u8>, watch: u64, header: &ResponseHeader) -> Self {
+        let start = begin_frame(out, opcode::WATCH, Flags::REPLY, watch);
+        header.encode(out);
+        WatchResponse::Events(Vec::new()).encode(out);
+        Self {
+            out,
+            start,
+            events: 0,
+        }
+    }
+
+    /// Adds an event.
+    #[inline]
+    pub fn push(&mut self, event: &EventRef<'_>) {
+        event.encode(self.out);
+        self.events += 1;
+    }
+
+    /// Number of events so far.
+    pub fn events(&self) -> u32 {
+        self.events
+    }
+
+    /// Bytes of the body so far: what it costs in credit. Past [`REPLY_CHUNK`] it is time to
+    /// finish.
+    pub fn body_bytes(&self) -> usize {
+        self.out.len() - self.start - HEADER_SIZE
+    }
+
+    /// Takes back what was written: there is nothing to send.
+    pub fn abandon(self) {
+        self.out.truncate(self.start);
+    }
+
+    /// Ends the frame and returns the credit it uses up. `more` says that the revision of the
+    /// last event goes on in the next frame.
+    pub fn finish(self, more: bool) -> usize {
+        let credit = self.body_bytes();
+        if more {
+            set_flags(self.out, self.start, Flags::REPLY.with(Flags::MORE));
+        }
+        let count = self.events.to_le_bytes();
+        self.out[self.start + EVENT_COUNT_AT..][..4].copy_from_slice(&count);
+        finish_frame(self.out, self.start);
+        credit
+    }
+}
+
+/// Changes the flags of a frame that was begun at `start`.
+fn set_flags(out: &mut [u8], start: usize, flags: Flags) {
+    const FLAGS_AT: usize = 4;
+    out[start + FLAGS_AT..][..2].copy_from_slice(&flags.bits().to_le_bytes());
 }

@@ -150,21 +150,18 @@ impl WatchResponse {
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::Created => out.push(Self::CREATED),
-            Self::Events(events) => Self::encode_events(events, out),
+            Self::Events(events) => {
+                out.push(Self::EVENTS);
+                put_count(out, events.len());
+                for event in events {
+                    event.encode(out);
+                }
+            }
             Self::Progress => out.push(Self::PROGRESS),
             Self::Canceled(error) => {
                 out.push(Self::CANCELED);
                 error.encode(out);
             }
-        }
-    }
-
-    /// Appends the encoding of [`WatchResponse::Events`].
-    pub fn encode_events(events: &[Event], out: &mut Vec<u8>) {
-        out.push(Self::EVENTS);
-        put_count(out, events.len());
-        for event in events {
-            event.encode(out);
         }
     }
 
