@@ -1,1 +1,34 @@
 //! One Varve replica: raft-rs driven over the engine's WAL.
+//!
+//! [`Node`] runs a member of the cluster: it owns the threads, the log and the
+//! store. Connections talk to it through [`NodeHandle`]; it talks to other
+//! members through a [`Transport`] that the server gives it. It opens no
+//! sockets, and no type of raft-rs leaves it.
+
+mod config;
+mod error;
+pub mod identity;
+mod initial_cluster;
+mod membership;
+mod metrics;
+mod node;
+mod sink;
+mod status;
+mod transport;
+
+pub use config::Config;
+pub use error::RaftError;
+pub use initial_cluster::{InitialCluster, InitialClusterError, parse_urls};
+pub use membership::{Member, Membership};
+pub use metrics::{BUCKET_BOUNDS_US, Histogram, Metrics};
+pub use node::{Node, NodeHandle, SnapshotReceiver, Watchers};
+pub use sink::{CommandReply, CommandResponse, Completion, Proposal, ReadSink, ReplySink};
+pub use status::Status;
+pub use transport::{NoTransport, SnapshotChunk, SnapshotStream, Transport};
+
+/// Stands for `varve_engine::mvcc::View` until that is there.
+#[derive(Debug)]
+pub struct View;
+/// Stands for the events of a batch of `varve_engine::mvcc` until that is there.
+#[derive(Debug)]
+pub struct Events;

@@ -1,0 +1,80 @@
+//! What a node is started with.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::initial_cluster::InitialCluster;
+
+/// Settings of a node. All have etcd's defaults where etcd has them.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where log and store are.
+    pub data_dir: PathBuf,
+    /// This member's name; one of `initial_cluster`'s.
+    pub name: String,
+    /// The URLs it advertises to peers.
+    pub advertise_peer_urls: Vec<String>,
+    /// The URLs it advertises to clients; published in the membership.
+    pub advertise_client_urls: Vec<String>,
+    /// The members to form a cluster with; ignored once the data directory is initialised.
+    pub initial_cluster: InitialCluster,
+    /// Tells clusters with the same URLs apart.
+    pub initial_cluster_token: String,
+    /// The storage engine: one of `varve_engine::backend::registry::NAMES`.
+    pub engine: String,
+    /// The disk: `uring` or `psync`.
+    pub disk: String,
+    /// Time between heartbeats; one tick.
+    pub heartbeat_interval: Duration,
+    /// Time without a heartbeat after which a follower stands for election.
+    pub election_timeout: Duration,
+    /// Entries kept in the log behind the store's checkpoint, for slow followers.
+    pub snapshot_catchup_entries: u64,
+    /// Bytes of such entries at most.
+    pub snapshot_catchup_bytes: u64,
+    /// Entries applied after which a checkpoint is made.
+    pub snapshot_count: u64,
+    /// Bytes logged after which a checkpoint is made.
+    pub checkpoint_bytes: u64,
+    /// Time after which a checkpoint is made if anything changed.
+    pub checkpoint_interval: Duration,
+    /// Size of a log segment file.
+    pub wal_segment_bytes: u64,
+    /// Bytes of recent log entries kept in memory.
+    pub log_cache_bytes: usize,
+    /// Bytes of proposals that may wait at once; more are refused.
+    pub max_pending_bytes: usize,
+}
+
+impl Config {
+    /// A single member named `default` with etcd's default settings.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        let url = "http://localhost:2380".to_owned();
+        Self {
+            data_dir: data_dir.into(),
+            name: "default".to_owned(),
+            advertise_peer_urls: vec![url.clone()],
+            advertise_client_urls: vec!["http://localhost:2379".to_owned()],
+            initial_cluster: InitialCluster::single("default", url),
+            initial_cluster_token: "etcd-cluster".to_owned(),
+            engine: "btree".to_owned(),
+            disk: "uring".to_owned(),
+            heartbeat_interval: Duration::from_millis(100),
+            election_timeout: Duration::from_millis(1000),
+            snapshot_catchup_entries: 5000,
+            snapshot_catchup_bytes: 256 << 20,
+            snapshot_count: 10_000,
+            checkpoint_bytes: 128 << 20,
+            checkpoint_interval: Duration::from_secs(30),
+            wal_segment_bytes: 64 << 20,
+            log_cache_bytes: 64 << 20,
+            max_pending_bytes: 64 << 20,
+        }
+    }
+
+    /// How long a request may take before it is refused: 5 s and two election
+    /// timeouts, as in etcd.
+    pub fn request_timeout(&self) -> Duration {
+        Duration::from_secs(5) + 2 * self.election_timeout
+    }
+}

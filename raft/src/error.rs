@@ -1,0 +1,59 @@
+//! Errors of a replica.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+use varve_engine::backend::BackendError;
+use varve_types::DecodeError;
+
+use crate::initial_cluster::InitialClusterError;
+
+/// Why a node does not start, or stopped.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RaftError {
+    /// The initial cluster is not one that this member can form.
+    #[error(transparent)]
+    InitialCluster(#[from] InitialClusterError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] BackendError),
+    /// The data directory belongs to another member or cluster.
+    #[error(
+        "{}: this data directory belongs to member {found_member:x} of cluster {found_cluster:x}, \
+         but the flags describe member {expected_member:x} of cluster {expected_cluster:x}: \
+         use another --data-dir, or the flags it was created with",
+        path.display()
+    )]
+    Foreign {
+        /// The data directory.
+        path: PathBuf,
+        /// The member it belongs to.
+        found_member: u64,
+        /// The cluster it belongs to.
+        found_cluster: u64,
+        /// The member that was to be started.
+        expected_member: u64,
+        /// Its cluster.
+        expected_cluster: u64,
+    },
+    /// A log record does not decode although its checksum holds.
+    #[error("log record at {lsn} of kind {kind}: {source}")]
+    Record {
+        /// Its log sequence number.
+        lsn: u64,
+        /// Its kind.
+        kind: u8,
+        /// What is wrong.
+        source: DecodeError,
+    },
+    /// Log records that contradict each other, or the store.
+    #[error("the log is inconsistent: {0}")]
+    Inconsistent(String),
+    /// An election timeout or heartbeat interval that raft-rs refuses.
+    #[error("{0}")]
+    Settings(String),
+    /// A thread of the node is gone.
+    #[error("the node has stopped: {0}")]
+    Stopped(String),
+}

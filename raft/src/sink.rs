@@ -1,0 +1,82 @@
+//! How answers get back to those who asked.
+//!
+//! A sink is called exactly once, from a thread of the node, and must not
+//! block: it encodes, hands over to its connection, and wakes it once.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use varve_types::{ApiError, DeleteRangeResponse, PutResponse, TxnResponse};
+
+use crate::View;
+
+/// What a command did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CommandResponse {
+    /// To a put.
+    Put(PutResponse),
+    /// To a deletion.
+    DeleteRange(DeleteRangeResponse),
+    /// To a transaction.
+    Txn(TxnResponse),
+    /// To a compaction.
+    Compaction,
+    /// To a member's publication of itself.
+    MemberAttributes,
+}
+
+/// One command's answer, with the store's revision after it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandReply {
+    /// The store's revision when the command had been done.
+    pub revision: i64,
+    /// What it did, or why it was refused.
+    pub result: Result<CommandResponse, ApiError>,
+}
+
+/// The answers to one proposal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Completion {
+    /// The member's Raft term, for response headers.
+    pub term: u64,
+    /// One for each command, in their order.
+    pub replies: Vec<CommandReply>,
+}
+
+/// Takes the answers of a proposal.
+pub trait ReplySink: Send {
+    /// All commands were applied; the batch they were in is published.
+    fn complete(self: Box<Self>, completion: Completion);
+
+    /// The proposal was not done, or (timeouts, `Stopped`) may be done later.
+    fn refuse(self: Box<Self>, error: ApiError);
+}
+
+/// Takes a view that a linearizable read may be answered from.
+pub trait ReadSink: Send {
+    /// `view` holds everything that was acknowledged before the read came in.
+    fn ready(self: Box<Self>, view: Arc<View>, term: u64);
+
+    /// The read cannot be served.
+    fn refuse(self: Box<Self>, error: ApiError);
+}
+
+/// Commands for the log, all from one client connection.
+pub struct Proposal {
+    /// For each command `[u32 length of the rest][u8 opcode][body]`.
+    pub commands: Bytes,
+    /// How many commands that are.
+    pub count: u32,
+    /// Who gets the answers.
+    pub sink: Box<dyn ReplySink>,
+}
+
+impl std::fmt::Debug for Proposal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Proposal")
+            .field("bytes", &self.commands.len())
+            .field("count", &self.count)
+            .finish_non_exhaustive()
+    }
+}
