@@ -22,13 +22,6 @@ pub use initial_cluster::{InitialCluster, InitialClusterError, parse_urls};
 pub use membership::{Member, Membership};
 pub use metrics::{BUCKET_BOUNDS_US, Histogram, Metrics};
 pub use node::{Node, NodeHandle, SnapshotReceiver, Watchers};
-pub use sink::{CommandReply, CommandResponse, Completion, Proposal, ReadSink, ReplySink};
+pub use sink::{Completion, Proposal, ReadSink, ReplySink};
 pub use status::Status;
 pub use transport::{NoTransport, SnapshotChunk, SnapshotStream, Transport};
-
-/// Stands for `varve_engine::mvcc::View` until that is there.
-#[derive(Debug)]
-pub struct View;
-/// Stands for the events of a batch of `varve_engine::mvcc` until that is there.
-#[derive(Debug)]
-pub struct Events;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use varve_engine::mvcc::{LiveEvents, View};
 use varve_types::ApiError;
 
 use crate::config::Config;
@@ -12,17 +13,17 @@ use crate::metrics::Metrics;
 use crate::sink::{Proposal, ReadSink};
 use crate::status::Status;
 use crate::transport::Transport;
-use crate::{Events, View};
 
 /// Takes the events of each applied batch, on the apply thread; must not block.
 pub trait Watchers: Send {
-    /// `events` became visible with `view`.
-    fn notify(&mut self, events: Arc<Events>, view: Arc<View>);
+    /// `events` became visible with `view`. After a snapshot from another member
+    /// they are `ReadFromStore`, and the start may be compacted.
+    fn notify(&mut self, events: LiveEvents, view: Arc<View>);
 }
 
 /// Watchers for a node that has none.
 impl Watchers for () {
-    fn notify(&mut self, _events: Arc<Events>, _view: Arc<View>) {}
+    fn notify(&mut self, _events: LiveEvents, _view: Arc<View>) {}
 }
 
 /// A running node. Dropping it stops it without handing over leadership.

@@ -6,34 +6,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use varve_types::{ApiError, DeleteRangeResponse, PutResponse, TxnResponse};
-
-use crate::View;
-
-/// What a command did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum CommandResponse {
-    /// To a put.
-    Put(PutResponse),
-    /// To a deletion.
-    DeleteRange(DeleteRangeResponse),
-    /// To a transaction.
-    Txn(TxnResponse),
-    /// To a compaction.
-    Compaction,
-    /// To a member's publication of itself.
-    MemberAttributes,
-}
-
-/// One command's answer, with the store's revision after it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CommandReply {
-    /// The store's revision when the command had been done.
-    pub revision: i64,
-    /// What it did, or why it was refused.
-    pub result: Result<CommandResponse, ApiError>,
-}
+use varve_engine::mvcc::{Reply, View};
+use varve_types::ApiError;
 
 /// The answers to one proposal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +15,7 @@ pub struct Completion {
     /// The member's Raft term, for response headers.
     pub term: u64,
     /// One for each command, in their order.
-    pub replies: Vec<CommandReply>,
+    pub replies: Vec<Reply>,
 }
 
 /// Takes the answers of a proposal.
