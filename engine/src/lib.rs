@@ -7,3 +7,5 @@
 
 pub mod backend;
 pub mod mvcc;
+pub mod disk;
+pub mod wal;

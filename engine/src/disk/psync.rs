@@ -1,0 +1,224 @@
+//! Plain system calls: pread, pwrite, fdatasync.
+#![allow(unsafe_code)] // fallocate and mmap have no safe form in std
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::map::Region;
+use super::{Disk, DiskError, File, Map, OpenMode, Result, align};
+
+/// Real files with one system call per operation. Works everywhere.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct PsyncDisk;
+
+impl PsyncDisk {
+    /// The disk.
+    pub fn new() -> Self {
+        Self
+    }
+}
+
+impl Disk for PsyncDisk {
+    fn name(&self) -> &'static str {
+        "psync"
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> Result<Arc<dyn File>> {
+        Ok(Arc::new(SystemFile::open(path, mode, false)?))
+    }
+
+    fn open_log(&self, path: &Path, mode: OpenMode) -> Result<Arc<dyn File>> {
+        Ok(Arc::new(SystemFile::open(path, mode, true)?))
+    }
+
+    fn exists(&self, path: &Path) -> Result<bool> {
+        path.try_exists()
+            .map_err(|e| DiskError::io("look up", path, 0, e))
+    }
+
+    fn list(&self, dir: &Path) -> Result<Vec<String>> {
+        let fail = |e| DiskError::io("list", dir, 0, e);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(dir).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            if !entry.file_type().map_err(fail)?.is_dir() {
+                // A name that is not UTF-8 is none of ours.
+                names.extend(entry.file_name().into_string());
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn create_dir(&self, dir: &Path) -> Result<()> {
+        fs::create_dir_all(dir).map_err(|e| DiskError::io("create dir", dir, 0, e))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        fs::rename(from, to).map_err(|e| DiskError::io("rename", from, 0, e))
+    }
+
+    fn remove(&self, path: &Path) -> Result<()> {
+        fs::remove_file(path).map_err(|e| DiskError::io("remove", path, 0, e))
+    }
+
+    fn sync_dir(&self, dir: &Path) -> Result<()> {
+        let fail = |e| DiskError::io("sync dir", dir, 0, e);
+        fs::File::open(dir).map_err(fail)?.sync_all().map_err(fail)
+    }
+}
+
+/// A file of the operating system. [`super::uring`] adds another
+/// `write_durable` to it.
+#[derive(Debug)]
+pub(super) struct SystemFile {
+    path: PathBuf,
+    file: fs::File,
+    /// The same file past the page cache, every write durable on return
+    /// (O_DIRECT and O_DSYNC), where that is wanted and the file system can.
+    direct: Option<fs::File>,
+}
+
+impl SystemFile {
+    pub(super) fn open(path: &Path, mode: OpenMode, log: bool) -> Result<Self> {
+        let fail = |e| DiskError::io("open", path, 0, e);
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(true);
+        match mode {
+            OpenMode::Existing => {}
+            OpenMode::Create => {
+                options.create(true).truncate(false);
+            }
+            OpenMode::CreateNew => {
+                options.create_new(true);
+            }
+        }
+        let file = options.open(path).map_err(fail)?;
+        let direct = match log {
+            true => open_direct(path).map_err(fail)?,
+            false => None,
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            direct,
+        })
+    }
+
+    pub(super) fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    pub(super) fn direct(&self) -> Option<&fs::File> {
+        self.direct.as_ref()
+    }
+
+    pub(super) fn fail(&self, action: &'static str, offset: u64, error: io::Error) -> DiskError {
+        DiskError::io(action, &self.path, offset, error)
+    }
+}
+
+/// `None` where the file system cannot do direct I/O (EINVAL).
+fn open_direct(path: &Path) -> io::Result<Option<fs::File>> {
+    let opened = fs::OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_DIRECT | libc::O_DSYNC)
+        .open(path);
+    match opened {
+        Ok(file) => Ok(Some(file)),
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+impl File for SystemFile {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn len(&self) -> Result<u64> {
+        Ok(self
+            .file
+            .metadata()
+            .map_err(|e| self.fail("stat", 0, e))?
+            .len())
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            match self.file.read_at(&mut buf[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(self.fail("read", offset + done as u64, e)),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.file
+            .write_all_at(buf, offset)
+            .map_err(|e| self.fail("write", offset, e))
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|e| self.fail("sync", 0, e))
+    }
+
+    fn write_durable(&self, buf: &[u8], offset: u64) -> Result<()> {
+        match &self.direct {
+            Some(direct) if align::is_aligned(buf, offset) => direct
+                .write_all_at(buf, offset)
+                .map_err(|e| self.fail("write", offset, e)),
+            _ => {
+                self.write_at(buf, offset)?;
+                self.sync()
+            }
+        }
+    }
+
+    fn allocate(&self, offset: u64, length: u64) -> Result<()> {
+        let (Ok(start), Ok(count)) = (i64::try_from(offset), i64::try_from(length)) else {
+            return Err(self.fail("allocate", offset, io::ErrorKind::FileTooLarge.into()));
+        };
+        loop {
+            // SAFETY: the descriptor is open for as long as `self.file` lives.
+            if unsafe { libc::fallocate(self.fd(), 0, start, count) } == 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                // Without fallocate the file grows with a hole; a full disk then
+                // shows itself at the write.
+                Some(libc::EOPNOTSUPP) => {
+                    let end = offset + length;
+                    return match self.len()? < end {
+                        true => self.truncate(end),
+                        false => Ok(()),
+                    };
+                }
+                _ => return Err(self.fail("allocate", offset, error)),
+            }
+        }
+    }
+
+    fn truncate(&self, length: u64) -> Result<()> {
+        self.file
+            .set_len(length)
+            .map_err(|e| self.fail("truncate", length, e))
+    }
+
+    fn map(&self, reserve_bytes: usize) -> Result<Map> {
+        let region = Region::new(Some(self.fd()), reserve_bytes)
+            .map_err(|e| self.fail("map", 0, e))?
+            .guarded(&self.path.to_string_lossy());
+        Ok(Map::new(Arc::new(region), reserve_bytes))
+    }
+}
