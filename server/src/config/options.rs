@@ -1,0 +1,306 @@
+//! Every setting: its name, default, help, and how its text is read.
+//!
+//! One table serves the flags, the environment, the config file and `--help`,
+//! so that the four can't disagree.
+
+use super::{ClusterMap, ClusterState, Config, Disk, Engine, LogLevel, Url};
+
+/// Where `--help` lists a setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Group {
+    /// About this member.
+    Member,
+    /// About the cluster.
+    Clustering,
+    /// About limits of requests.
+    Limits,
+    /// About storage.
+    Storage,
+    /// About logs and the process.
+    Process,
+}
+
+impl Group {
+    pub(super) const ALL: [(Self, &'static str); 5] = [
+        (Self::Member, "Member"),
+        (Self::Clustering, "Clustering"),
+        (Self::Limits, "Limits"),
+        (Self::Storage, "Storage"),
+        (Self::Process, "Process"),
+    ];
+}
+
+/// Reads a setting's text into the configuration. The error is what comes after
+/// `invalid value "x" for flag -name: `.
+type Setter = fn(&mut Config, &str) -> Result<(), String>;
+
+/// One setting.
+pub(super) struct Setting {
+    pub(super) name: &'static str,
+    pub(super) group: Group,
+    pub(super) default: &'static str,
+    pub(super) help: &'static str,
+    pub(super) set: Setter,
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> Result<T, String> {
+    text.trim().parse().map_err(|_| "parse error".to_owned())
+}
+
+fn positive<T: std::str::FromStr + PartialOrd + From<u8>>(text: &str) -> Result<T, String> {
+    let value: T = number(text)?;
+    if value < T::from(1) {
+        return Err("must be greater than 0".to_owned());
+    }
+    Ok(value)
+}
+
+/// One of a few words.
+fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
+    words
+        .iter()
+        .find(|(known, _)| *known == text)
+        .map(|(_, value)| *value)
+        .ok_or_else(|| {
+            let known: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+            format!("invalid value, expected one of {}", known.join(", "))
+        })
+}
+
+/// All settings, in the order of `--help`.
+pub(super) const SETTINGS: &[Setting] = &[
+    Setting {
+        name: "name",
+        group: Group::Member,
+        default: "default",
+        help: "Human-readable name for this member.",
+        set: |config, text| {
+            config.name = text.to_owned();
+            Ok(())
+        },
+    },
+    Setting {
+        name: "data-dir",
+        group: Group::Member,
+        default: "${name}.varve",
+        help: "Path to the data directory.",
+        set: |config, text| {
+            config.data_dir = text.into();
+            Ok(())
+        },
+    },
+    Setting {
+        name: "wal-dir",
+        group: Group::Member,
+        default: "",
+        help: "Path to a directory for the log alone, such as one on a disk of its own.",
+        set: |config, text| {
+            config.wal_dir = (!text.is_empty()).then(|| text.into());
+            Ok(())
+        },
+    },
+    Setting {
+        name: "listen-client-urls",
+        group: Group::Member,
+        default: "http://localhost:2379",
+        help: "List of URLs to listen on for clients: the binary protocol and HTTP on one port.",
+        set: |config, text| {
+            config.listen_client_urls = Url::parse_list(text)?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "listen-peer-urls",
+        group: Group::Member,
+        default: "http://localhost:2380",
+        help: "List of URLs to listen on for other members.",
+        set: |config, text| {
+            config.listen_peer_urls = Url::parse_list(text)?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "heartbeat-interval",
+        group: Group::Member,
+        default: "100",
+        help: "Time (in milliseconds) of a heartbeat interval.",
+        set: |config, text| {
+            config.heartbeat_ms = number(text)?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "election-timeout",
+        group: Group::Member,
+        default: "1000",
+        help: "Time (in milliseconds) for an election to timeout.",
+        set: |config, text| {
+            config.election_ms = number(text)?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "initial-cluster",
+        group: Group::Clustering,
+        default: "default=http://localhost:2380",
+        help: "Members to start a new cluster with: name=peer-URL,name=peer-URL.",
+        set: |config, text| {
+            config.initial_cluster = ClusterMap::parse(text)?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "initial-cluster-state",
+        group: Group::Clustering,
+        default: "new",
+        help: "'new' to start a cluster, 'existing' to join one.\nIgnored once the data directory is initialized.",
+        set: |config, text| {
+            config.initial_cluster_state = match text {
+                "new" => ClusterState::New,
+                "existing" => ClusterState::Existing,
+                _ => return Err("invalid value".to_owned()),
+            };
+            Ok(())
+        },
+    },
+    Setting {
+        name: "initial-cluster-token",
+        group: Group::Clustering,
+        default: "etcd-cluster",
+        help: "Token that keeps clusters with the same URLs apart; part of every id.",
+        set: |config, text| {
+            config.initial_cluster_token = text.to_owned();
+            Ok(())
+        },
+    },
+    Setting {
+        name: "initial-advertise-peer-urls",
+        group: Group::Clustering,
+        default: "http://localhost:2380",
+        help: "List of this member's peer URLs to advertise to the rest of the cluster.",
+        set: |config, text| {
+            config.advertise_peer_urls = Url::parse_list(text)?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "advertise-client-urls",
+        group: Group::Clustering,
+        default: "http://localhost:2379",
+        help: "List of this member's client URLs to advertise to clients.",
+        set: |config, text| {
+            config.advertise_client_urls = Url::parse_list(text)?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "max-request-bytes",
+        group: Group::Limits,
+        default: "1572864",
+        help: "Maximum client request size in bytes the server will accept.",
+        set: |config, text| {
+            config.max_request_bytes = positive(text)?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "max-txn-ops",
+        group: Group::Limits,
+        default: "128",
+        help: "Maximum number of operations permitted in a transaction.",
+        set: |config, text| {
+            config.max_txn_ops = positive(text)?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "max-connections",
+        group: Group::Limits,
+        default: "10000",
+        help: "Maximum number of client connections held at once; further ones are closed.",
+        set: |config, text| {
+            config.max_connections = positive(text)?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "snapshot-count",
+        group: Group::Storage,
+        default: "10000",
+        help: "Number of applied entries between two checkpoints of the store.",
+        set: |config, text| {
+            config.snapshot_count = positive(text)?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "snapshot-catchup-entries",
+        group: Group::Storage,
+        default: "5000",
+        help: "Number of entries kept in the log behind a checkpoint for slow followers.",
+        set: |config, text| {
+            config.snapshot_catchup_entries = number(text)?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "engine",
+        group: Group::Storage,
+        default: "btree",
+        help: "Storage engine: btree or memory.",
+        set: |config, text| {
+            config.engine = word(
+                text,
+                &[("btree", Engine::BTree), ("memory", Engine::Memory)],
+            )?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "disk",
+        group: Group::Storage,
+        default: "uring",
+        help: "Disk access: uring (io_uring; falls back to psync where it is forbidden)\nor psync (pwrite and fdatasync).",
+        set: |config, text| {
+            config.disk = word(text, &[("uring", Disk::Uring), ("psync", Disk::Psync)])?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "workers",
+        group: Group::Process,
+        default: "2",
+        help: "Number of threads that serve sockets.",
+        set: |config, text| {
+            config.workers = positive::<u16>(text)?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "log-level",
+        group: Group::Process,
+        default: "info",
+        help: "Least severe level that is logged: debug, info, warn, error, panic, or fatal.",
+        set: |config, text| {
+            config.log_level = word(
+                text,
+                &[
+                    ("debug", LogLevel::Debug),
+                    ("info", LogLevel::Info),
+                    ("warn", LogLevel::Warn),
+                    ("error", LogLevel::Error),
+                    ("dpanic", LogLevel::Error),
+                    ("panic", LogLevel::Error),
+                    ("fatal", LogLevel::Error),
+                ],
+            )
+            .map_err(|_| format!("unrecognized level: {text:?}"))?;
+            Ok(())
+        },
+    },
+];
+
+/// The setting with this name.
+pub(super) fn find(name: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.name == name)
+}

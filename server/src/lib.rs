@@ -1,0 +1,3 @@
+//! The Varve node: settings, sockets, and what stands behind them.
+
+pub mod config;
