@@ -12,7 +12,8 @@ mod validate;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use urls::{ClusterMap, Scheme, Url, join};
+pub use urls::{Scheme, Url, join};
+use varve_raft::InitialCluster;
 
 /// Exit code of an error in the flags.
 pub const EXIT_FLAGS: u8 = 2;
@@ -120,7 +121,7 @@ pub struct Config {
     pub listen_peer_urls: Vec<Url>,
     pub advertise_client_urls: Vec<Url>,
     pub advertise_peer_urls: Vec<Url>,
-    pub initial_cluster: ClusterMap,
+    pub initial_cluster: InitialCluster,
     pub initial_cluster_state: ClusterState,
     pub initial_cluster_token: String,
     pub heartbeat_ms: u64,
@@ -133,6 +134,7 @@ pub struct Config {
     pub engine: Engine,
     pub disk: Disk,
     pub workers: u16,
+    pub watch_progress_interval: Duration,
     pub log_level: LogLevel,
     /// Whether the operator named the cluster (`--initial-cluster`), so that
     /// the data directory can be held against it.
@@ -159,7 +161,7 @@ impl Config {
             listen_peer_urls: Vec::new(),
             advertise_client_urls: Vec::new(),
             advertise_peer_urls: Vec::new(),
-            initial_cluster: ClusterMap::default(),
+            initial_cluster: InitialCluster::single("", String::new()),
             initial_cluster_state: ClusterState::New,
             initial_cluster_token: String::new(),
             heartbeat_ms: 0,
@@ -172,6 +174,7 @@ impl Config {
             engine: Engine::BTree,
             disk: Disk::Uring,
             workers: 0,
+            watch_progress_interval: Duration::ZERO,
             log_level: LogLevel::Info,
             cluster_given: false,
             token_given: false,
@@ -248,24 +251,29 @@ pub fn load(
         .iter()
         .map(|name| format!("unrecognized environment variable {name}"))
         .collect();
-    finish(&mut config, &given);
+    finish(&mut config, &given)?;
     validate::settings(&config, &given)?;
     Ok(Invocation::Run(Box::new(config)))
 }
 
 /// Defaults that follow from other settings.
-fn finish(config: &mut Config, given: &[&str]) {
+fn finish(config: &mut Config, given: &[&str]) -> Result<(), ConfigError> {
     if !given.contains(&"data-dir") {
         config.data_dir = format!("{}.varve", config.name).into();
     }
     config.cluster_given = given.contains(&"initial-cluster");
     config.token_given = given.contains(&"initial-cluster-token");
     if !config.cluster_given {
-        config.initial_cluster = ClusterMap::single(&config.name, &config.advertise_peer_urls);
+        let pairs: Vec<_> = config
+            .advertise_peer_urls
+            .iter()
+            .map(|url| format!("{}={url}", config.name))
+            .collect();
+        config.initial_cluster = InitialCluster::parse(&pairs.join(","))
+            .map_err(|error| ConfigError::Invalid(error.to_string()))?;
     }
+    Ok(())
 }
-
-pub use validate::bootstrap as check_bootstrap;
 
 #[cfg(test)]
 mod tests {

@@ -3,7 +3,11 @@
 //! One table serves the flags, the environment, the config file and `--help`,
 //! so that the four can't disagree.
 
-use super::{ClusterMap, ClusterState, Config, Disk, Engine, LogLevel, Url};
+use std::time::Duration;
+
+use varve_raft::InitialCluster;
+
+use super::{ClusterState, Config, Disk, Engine, LogLevel, Url};
 
 /// Where `--help` lists a setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +57,42 @@ fn positive<T: std::str::FromStr + PartialOrd + From<u8>>(text: &str) -> Result<
         return Err("must be greater than 0".to_owned());
     }
     Ok(value)
+}
+
+/// Go's notation of a duration, such as `1h30m` or `250ms`; a bare number is nanoseconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let malformed = || "parse error".to_owned();
+    if let Ok(nanos) = text.parse() {
+        return Ok(Duration::from_nanos(nanos));
+    }
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .ok_or_else(malformed)?;
+        let (number, tail) = rest.split_at(digits);
+        let unit = tail
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(unit);
+        let seconds = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" => 1e-6,
+            "ns" => 1e-9,
+            _ => return Err(malformed()),
+        };
+        let number: f64 = number.parse().map_err(|_| malformed())?;
+        total += Duration::try_from_secs_f64(number * seconds).map_err(|_| malformed())?;
+        rest = tail;
+    }
+    if text.is_empty() {
+        return Err(malformed());
+    }
+    Ok(total)
 }
 
 /// One of a few words.
@@ -145,7 +185,8 @@ pub(super) const SETTINGS: &[Setting] = &[
         default: "default=http://localhost:2380",
         help: "Members to start a new cluster with: name=peer-URL,name=peer-URL.",
         set: |config, text| {
-            config.initial_cluster = ClusterMap::parse(text)?;
+            config.initial_cluster =
+                InitialCluster::parse(text).map_err(|error| error.to_string())?;
             Ok(())
         },
     },
@@ -277,6 +318,16 @@ pub(super) const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        name: "watch-progress-notify-interval",
+        group: Group::Process,
+        default: "10m",
+        help: "How often an idle watch that asked for it is told how far it has come.",
+        set: |config, text| {
+            config.watch_progress_interval = duration(text)?;
+            Ok(())
+        },
+    },
+    Setting {
         name: "log-level",
         group: Group::Process,
         default: "info",
@@ -303,4 +354,25 @@ pub(super) const SETTINGS: &[Setting] = &[
 /// The setting with this name.
 pub(super) fn find(name: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|setting| setting.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, ms) in [
+            ("10m", 600_000),
+            ("1h30m", 5_400_000),
+            ("1.5s", 1_500),
+            ("250ms", 250),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        assert_eq!(duration("600000000000"), Ok(Duration::from_secs(600)));
+        for text in ["", "x", "1.2.3s", "10q", "-1s", "s"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! URLs in etcd's form: `scheme://host:port`, nothing after it.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// What a URL speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -102,18 +102,6 @@ impl Url {
         };
         Ok(SocketAddr::new(ip, self.port))
     }
-
-    /// What the host's name stands for, sorted; empty where it can't be resolved.
-    pub fn resolve(&self) -> Vec<SocketAddr> {
-        let mut addresses: Vec<_> = self
-            .authority()
-            .to_socket_addrs()
-            .map(Iterator::collect)
-            .unwrap_or_default();
-        addresses.sort();
-        addresses.dedup();
-        addresses
-    }
 }
 
 impl fmt::Display for Url {
@@ -125,73 +113,6 @@ impl fmt::Display for Url {
 /// Texts joined by commas, for messages.
 pub fn join(urls: &[Url]) -> String {
     urls.iter().map(Url::as_str).collect::<Vec<_>>().join(",")
-}
-
-/// `name=url,name=url`: the members that a cluster starts with. A name may come
-/// more than once: that member has several URLs.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ClusterMap(Vec<(String, Vec<Url>)>);
-
-impl ClusterMap {
-    /// Reads the text; order is by name, URLs sorted.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let mut members: Vec<(String, Vec<Url>)> = Vec::new();
-        for pair in text
-            .split(',')
-            .map(str::trim)
-            .filter(|pair| !pair.is_empty())
-        {
-            let (name, url) = pair.split_once('=').unwrap_or((pair, ""));
-            let url = Url::parse(url)?;
-            match members.iter_mut().find(|(known, _)| known == name) {
-                Some((_, urls)) => urls.push(url),
-                None => members.push((name.to_owned(), vec![url])),
-            }
-        }
-        members.sort();
-        for (_, urls) in &mut members {
-            urls.sort();
-        }
-        Ok(Self(members))
-    }
-
-    /// The map that one member alone makes.
-    pub fn single(name: &str, urls: &[Url]) -> Self {
-        Self(vec![(name.to_owned(), urls.to_vec())])
-    }
-
-    /// Names with their URLs.
-    pub fn members(&self) -> &[(String, Vec<Url>)] {
-        &self.0
-    }
-
-    /// The URLs of `name`.
-    pub fn urls_of(&self, name: &str) -> Option<&[Url]> {
-        self.0
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, urls)| urls.as_slice())
-    }
-
-    /// Whether one URL is given twice.
-    pub fn has_duplicate_url(&self) -> bool {
-        let mut urls: Vec<_> = self.0.iter().flat_map(|(_, urls)| urls).collect();
-        let count = urls.len();
-        urls.sort();
-        urls.dedup();
-        urls.len() != count
-    }
-}
-
-impl fmt::Display for ClusterMap {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let pairs: Vec<_> = self
-            .0
-            .iter()
-            .flat_map(|(name, urls)| urls.iter().map(move |url| format!("{name}={url}")))
-            .collect();
-        f.write_str(&pairs.join(","))
-    }
 }
 
 #[cfg(test)]
@@ -233,20 +154,5 @@ mod tests {
                 .unwrap_err()
                 .starts_with("URL must not contain")
         );
-    }
-
-    #[test]
-    fn cluster_maps() {
-        let map = ClusterMap::parse("b=http://h:2,a=http://h:1,b=http://h:0,").unwrap();
-        assert_eq!(map.to_string(), "a=http://h:1,b=http://h:0,b=http://h:2");
-        assert_eq!(map.urls_of("b").map(<[_]>::len), Some(2));
-        assert_eq!(map.urls_of("c"), None);
-        assert!(!map.has_duplicate_url());
-        assert!(
-            ClusterMap::parse("a=http://h:1,b=http://h:1")
-                .unwrap()
-                .has_duplicate_url()
-        );
-        assert!(ClusterMap::parse("a").is_err());
     }
 }

@@ -1,11 +1,14 @@
 //! etcd's checks of settings against each other, with its texts.
 
-use std::net::SocketAddr;
+use std::time::Duration;
 
-use super::{ClusterMap, ClusterState, Config, ConfigError, Scheme, Url, join};
+use super::{Config, ConfigError, Scheme, join};
 
 /// Longest election timeout.
 const MAX_ELECTION_MS: u64 = 50_000;
+
+/// Shortest interval between two progress notices of a watch.
+const MIN_PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Checks that need nothing but the settings.
 pub(super) fn settings(config: &Config, given: &[&str]) -> Result<(), ConfigError> {
@@ -62,75 +65,17 @@ fn check(config: &Config, given: &[&str]) -> Result<(), String> {
                 .to_owned(),
         );
     }
+    let progress = config.watch_progress_interval;
+    if progress < MIN_PROGRESS_INTERVAL {
+        return Err(format!(
+            "--watch-progress-notify-interval {progress:?} must be at least \
+             {MIN_PROGRESS_INTERVAL:?}"
+        ));
+    }
     if config.name.is_empty() {
         return Err("--name must not be empty".to_owned());
     }
     Ok(())
-}
-
-/// Checks of the initial cluster, for a data directory that is still empty.
-pub fn bootstrap(config: &Config) -> Result<(), ConfigError> {
-    check_bootstrap(config).map_err(ConfigError::Invalid)
-}
-
-fn check_bootstrap(config: &Config) -> Result<(), String> {
-    let cluster = &config.initial_cluster;
-    if cluster.members().is_empty() {
-        return Err("initial cluster unset and no discovery endpoints found".to_owned());
-    }
-    let Some(mine) = cluster.urls_of(&config.name) else {
-        return Err(format!(
-            "couldn't find local name {:?} in the initial cluster configuration",
-            config.name
-        ));
-    };
-    if config.initial_cluster_state == ClusterState::New {
-        advertised_matches(config, mine)?;
-    }
-    if cluster.has_duplicate_url() {
-        return Err(format!("initial cluster {cluster} has duplicate url"));
-    }
-    Ok(())
-}
-
-/// The member's URLs in the initial cluster must be those that it advertises,
-/// by name or by what the names stand for.
-fn advertised_matches(config: &Config, mine: &[Url]) -> Result<(), String> {
-    let advertised = &config.advertise_peer_urls;
-    if mine == advertised.as_slice() {
-        return Ok(());
-    }
-    let resolved = |urls: &[Url]| -> Option<Vec<Vec<SocketAddr>>> {
-        let mut all: Vec<_> = urls.iter().map(Url::resolve).collect();
-        all.sort();
-        all.iter()
-            .all(|addresses| !addresses.is_empty())
-            .then_some(all)
-    };
-    if let (Some(a), Some(b)) = (resolved(mine), resolved(advertised))
-        && a == b
-    {
-        return Ok(());
-    }
-    let missing = |from: &[Url], of: &[Url]| -> Vec<Url> {
-        from.iter()
-            .filter(|url| !of.contains(url))
-            .cloned()
-            .collect()
-    };
-    let unadvertised = missing(mine, advertised);
-    if !unadvertised.is_empty() {
-        return Err(format!(
-            "--initial-cluster has {} but missing from --initial-advertise-peer-urls={}",
-            ClusterMap::single(&config.name, &unadvertised),
-            join(advertised)
-        ));
-    }
-    Err(format!(
-        "--initial-advertise-peer-urls has {} but missing from --initial-cluster={}",
-        join(&missing(advertised, mine)),
-        ClusterMap::single(&config.name, mine)
-    ))
 }
 
 #[cfg(test)]
@@ -187,36 +132,5 @@ mod tests {
                 .unwrap_err()
                 .contains("TLS")
         );
-    }
-
-    #[test]
-    fn initial_cluster() {
-        for (line, text) in [
-            (
-                "--name x --initial-cluster y=http://127.0.0.1:1",
-                "couldn't find local name \"x\" in the initial cluster configuration",
-            ),
-            (
-                "--initial-cluster default=http://1.2.3.4:1",
-                "--initial-cluster has default=http://1.2.3.4:1 but missing from \
-                 --initial-advertise-peer-urls=http://localhost:2380",
-            ),
-            (
-                "--initial-cluster default=http://h:1 \
-                 --initial-advertise-peer-urls http://h:1,http://h:2",
-                "--initial-advertise-peer-urls has http://h:2 but missing from \
-                 --initial-cluster=default=http://h:1",
-            ),
-            (
-                "--initial-cluster default=http://localhost:2380,b=http://localhost:2380",
-                "initial cluster b=http://localhost:2380,default=http://localhost:2380 has \
-                 duplicate url",
-            ),
-        ] {
-            let config = config(line).unwrap();
-            assert_eq!(bootstrap(&config).unwrap_err().to_string(), text);
-        }
-        bootstrap(&config("").unwrap()).unwrap();
-        bootstrap(&config("--name n1").unwrap()).unwrap();
     }
 }
