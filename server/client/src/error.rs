@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use varve_protocol::{ErrorCode, FrameError, WireError};
-use varve_types::{ApiError, DecodeError};
+use varve_types::{ApiError, DecodeError, Reader};
 
 /// Why a call failed.
 #[derive(Debug, Error)]
@@ -16,7 +16,10 @@ pub enum ClientError {
     Server(WireError),
     /// No answer within the command timeout. A write may or may not have happened.
     #[error("context deadline exceeded")]
-    Timeout,
+    Timeout {
+        /// What stood in the way last, where that is known.
+        cause: Option<String>,
+    },
     /// No endpoint could be reached.
     #[error("cannot connect to {endpoint}: {reason}")]
     Unreachable {
@@ -96,4 +99,20 @@ pub enum ConnectionError {
     /// The server gave a reason before it closed the connection.
     #[error("{0}")]
     Refused(WireError),
+    /// The server gave no sign of life, not even when asked for one.
+    #[error("no answer for {0:?}")]
+    Silent(Duration),
+    /// The other side sent a request.
+    #[error("frame with opcode {0} is not a reply")]
+    NotAReply(u8),
+}
+
+impl ConnectionError {
+    /// Reads the reason that a server gives before it closes a connection.
+    pub(crate) fn refused(body: &[u8]) -> Self {
+        match WireError::decode(&mut Reader::new(body)) {
+            Ok(error) => Self::Refused(error),
+            Err(_) => Self::Closed,
+        }
+    }
 }

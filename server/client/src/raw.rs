@@ -11,10 +11,9 @@ use bytes::{Buf, BytesMut};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, ToSocketAddrs};
 use varve_protocol::{
-    DEFAULT_REPLY_LIMIT, Decoder, Flags, Frame, FrameError, Request, Step, WireError, encode_frame,
-    opcode,
+    DEFAULT_REPLY_LIMIT, Decoder, Flags, Frame, FrameError, Request, Step, encode_frame, opcode,
 };
-use varve_types::{PutRequest, RangeRequest, Reader};
+use varve_types::{PutRequest, RangeRequest};
 
 use crate::ConnectionError;
 
@@ -179,7 +178,7 @@ impl RawConnection {
             match self.decoder.step(&self.input[at..])? {
                 Step::Frame(frame, used) => {
                     if frame.header.opcode == opcode::CONNECTION {
-                        return Err(refused(frame.body));
+                        return Err(ConnectionError::refused(frame.body));
                     }
                     at += used;
                     replies += 1;
@@ -197,13 +196,5 @@ impl RawConnection {
         }
         self.input.advance(at);
         Ok(replies)
-    }
-}
-
-/// The reason a server gives before it closes a connection.
-fn refused(body: &[u8]) -> ConnectionError {
-    match WireError::decode(&mut Reader::new(body)) {
-        Ok(error) => ConnectionError::Refused(error),
-        Err(_) => ConnectionError::Closed,
     }
 }

@@ -177,6 +177,11 @@ impl Decoder {
         Self::new(max_request_bytes.saturating_add(REQUEST_OVERHEAD))
     }
 
+    /// Longest body it takes, in bytes.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// Looks at the start of `input`.
     #[inline]
     pub fn step<'a>(&mut self, input: &'a [u8]) -> Result<Step<'a>, FrameError> {

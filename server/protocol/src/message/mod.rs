@@ -12,8 +12,9 @@ pub use watch::{
 };
 
 use varve_types::{
-    CompactionRequest, DecodeError, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
-    PutResponse, RangeRequest, RangeResponse, Reader, ResponseHeader, TxnRequest, TxnResponse,
+    CompactionRequest, CompareTarget, DecodeError, DeleteRangeRequest, DeleteRangeResponse,
+    PutRequest, PutResponse, RangeRequest, RangeResponse, Reader, RequestOp, ResponseHeader,
+    TxnRequest, TxnResponse,
 };
 
 use crate::{Flags, Frame, RequestError, opcode};
@@ -97,6 +98,19 @@ requests! {
 }
 
 impl<'a> Request<'a> {
+    /// Bytes of the keys and values in it; the encoding is longer by the fixed fields.
+    pub fn payload_bytes(&self) -> usize {
+        match self {
+            Self::Range(range) => range.key.len() + range.range_end.len(),
+            Self::Put(put) => put.key.len() + put.value.len(),
+            Self::DeleteRange(delete) => delete.key.len() + delete.range_end.len(),
+            Self::Txn(txn) => txn_bytes(txn),
+            Self::Watch(watch) => watch.key.len() + watch.range_end.len(),
+            Self::Hello(hello) => hello.client.len(),
+            _ => 0,
+        }
+    }
+
     /// Reads the request in `frame`, which must have come in the direction of requests.
     pub fn from_frame(frame: &Frame<'a>) -> Result<Self, RequestError> {
         if frame.header.flags != Flags::NONE {
@@ -107,6 +121,23 @@ impl<'a> Request<'a> {
         }
         Self::decode(frame.header.opcode, frame.body)
     }
+}
+
+fn txn_bytes(txn: &TxnRequest<'_>) -> usize {
+    let compares = txn.compare.iter().map(|compare| {
+        let value = match compare.target {
+            CompareTarget::Value(value) => value.len(),
+            _ => 0,
+        };
+        compare.key.len() + compare.range_end.len() + value
+    });
+    let ops = txn.success.iter().chain(&txn.failure).map(|op| match op {
+        RequestOp::Range(range) => range.key.len() + range.range_end.len(),
+        RequestOp::Put(put) => put.key.len() + put.value.len(),
+        RequestOp::DeleteRange(delete) => delete.key.len() + delete.range_end.len(),
+        RequestOp::Txn(txn) => txn_bytes(txn),
+    });
+    compares.chain(ops).sum()
 }
 
 /// The part of a reply behind its [`ResponseHeader`].
