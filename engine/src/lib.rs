@@ -6,6 +6,6 @@
 //! top. The engine knows no Raft, no sockets and no wall clock.
 
 pub mod backend;
-pub mod mvcc;
 pub mod disk;
+pub mod mvcc;
 pub mod wal;
