@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use varve_engine::backend::Stats;
 use varve_engine::mvcc::{LiveEvents, View};
+use varve_engine::wal::WalStats;
 use varve_types::ApiError;
 
 use crate::config::Config;
@@ -112,6 +114,21 @@ impl NodeHandle {
     /// `NotLeader`, `BadLeaderTransferee`. To itself succeeds at once.
     pub fn transfer_leader(&self, id: u64) -> Result<(), ApiError> {
         let _ = id;
+        unimplemented!()
+    }
+
+    /// Sizes of the store, for `endpoint status` and `/metrics`.
+    pub fn storage(&self) -> Stats {
+        unimplemented!()
+    }
+
+    /// Figures of the log, for `/metrics`.
+    pub fn wal_stats(&self) -> Arc<WalStats> {
+        unimplemented!()
+    }
+
+    /// The disk in use (`uring` or `psync`), and why it is not the one that was asked for.
+    pub fn disk(&self) -> (&'static str, Option<String>) {
         unimplemented!()
     }
 

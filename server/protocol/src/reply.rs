@@ -147,6 +147,13 @@ impl<'o> RangeWriter<'o> {
         std::mem::replace(self.out, open)
     }
 
+    /// Ends what is written so far. The reply goes on in a frame of another writer with the same
+    /// request id, once there is room for it.
+    pub fn finish_part(mut self) {
+        set_flags(self.out, self.start, Flags::REPLY.with(Flags::MORE));
+        self.close();
+    }
+
     /// Ends the reply.
     #[inline]
     pub fn finish(mut self, count: i64, more: bool) {
