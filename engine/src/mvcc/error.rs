@@ -37,6 +37,12 @@ pub enum MvccError {
         "the store holds part of a snapshot whose loading did not finish; remove it and load again"
     )]
     HalfLoaded,
+    /// A name in META that is the store's own.
+    #[error("the name \"{}\" is the store's own; use another prefix", .0.escape_ascii())]
+    ReservedName(Vec<u8>),
+    /// A transaction with writes where only reads can be done.
+    #[error("a transaction with writes was given to a reader; propose it instead")]
+    WriteInReadTxn,
     /// A snapshot could not be loaded.
     #[error("snapshot: {0}")]
     Snapshot(String),
@@ -46,6 +52,14 @@ pub enum MvccError {
 }
 
 impl MvccError {
+    pub(super) fn damaged(tree: TreeId, key: &[u8], what: &'static str) -> Self {
+        Self::Damaged {
+            tree,
+            key: key.to_vec(),
+            what,
+        }
+    }
+
     /// The error to answer a client with, where the request is at fault.
     pub fn api(&self) -> Option<ApiError> {
         match self {

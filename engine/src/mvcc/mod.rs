@@ -21,22 +21,36 @@
 //! Compaction is logical at once and physical in small steps: what was removed
 //! so far may differ between members, what a read answers may not.
 
+mod check;
+mod compaction;
 mod error;
+mod events;
+mod hash;
+mod history;
+mod keys;
 mod live;
 mod options;
+mod range;
+mod record;
 mod snapshot;
+mod sort;
+mod state;
 mod store;
+mod txn;
 mod validate;
+mod varint;
 mod view;
+mod write;
 
 use crate::backend::TreeId;
 
+pub use check::MvccReport;
 pub use error::{MvccError, Result};
 pub use live::{EventBatch, LiveEvents};
 pub use options::{BatchOptions, CompactBudget, EventLimits, EventsEnd, Limits, RangeEnd};
 pub use snapshot::{SnapshotInfo, SnapshotPosition, SnapshotSink, SnapshotSource};
 pub use store::{CommandResponse, Published, Reader, Reply, Store, WriteTxn};
-pub use validate::validate;
+pub use validate::{validate, validate_range, validate_read_txn};
 pub use view::{LiveSums, View};
 
 /// Small things: the store's state and what other layers keep with it.

@@ -2,13 +2,22 @@
 
 use std::sync::Arc;
 
-use varve_types::{ApiError, Command, DeleteRangeResponse, PutResponse, TxnResponse};
+use arc_swap::ArcSwap;
+use varve_types::{ApiError, Command, DeleteRangeResponse, KeyValue, PutResponse, TxnResponse};
 
-use super::error::Result;
-use super::live::LiveEvents;
+use super::META;
+use super::check::MvccReport;
+use super::compaction;
+use super::error::{MvccError, Result};
+use super::keys::{MEMBER, RESERVED, numbered};
+use super::live::{Collector, LiveEvents};
 use super::options::{BatchOptions, CompactBudget};
+use super::state::State;
+use super::txn;
+use super::validate::check_shape;
 use super::view::View;
-use crate::backend::{Applied, Backend, CheckReport};
+use super::write::{ReplyBudget, Scratch, Writer};
+use crate::backend::{Applied, Backend};
 
 /// Answer to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,52 +45,86 @@ pub struct Reply {
 
 /// A cheap handle that gives the newest published state without a lock.
 #[derive(Clone)]
-pub struct Reader {}
+pub struct Reader {
+    newest: Arc<ArcSwap<View>>,
+}
 
 impl Reader {
     /// The newest published state.
     pub fn view(&self) -> Arc<View> {
-        unimplemented!()
+        self.newest.load_full()
     }
 }
 
 /// The revisioned store. It has one writer: this handle.
-pub struct Store {}
+pub struct Store {
+    backend: Arc<dyn Backend>,
+    state: State,
+    newest: Arc<ArcSwap<View>>,
+    scratch: Scratch,
+}
 
 impl Store {
     /// Opens the store in `backend`; an empty backend is a new store at revision 1.
-    pub fn open(_backend: Arc<dyn Backend>) -> Result<Self> {
-        unimplemented!()
+    /// It takes the same time whatever the store holds.
+    pub fn open(backend: Arc<dyn Backend>) -> Result<Self> {
+        let snapshot = backend.snapshot()?;
+        let state = State::load(&*snapshot)?;
+        let view = View::new(snapshot, state);
+        Ok(Self {
+            backend,
+            state,
+            newest: Arc::new(ArcSwap::from_pointee(view)),
+            scratch: Scratch::default(),
+        })
     }
 
     /// The engine below, for checkpoints and sizes.
     pub fn backend(&self) -> &Arc<dyn Backend> {
-        unimplemented!()
+        &self.backend
     }
 
     /// A handle for readers.
     pub fn reader(&self) -> Reader {
-        unimplemented!()
+        Reader {
+            newest: Arc::clone(&self.newest),
+        }
     }
 
     /// The newest published state.
     pub fn view(&self) -> Arc<View> {
-        unimplemented!()
+        self.newest.load_full()
     }
 
     /// Whether [`WriteTxn::compact_step`] has something to do.
     pub fn compaction_pending(&self) -> bool {
-        unimplemented!()
+        self.state.compaction_pending()
     }
 
     /// Starts a batch of commands. Dropping it unpublished undoes it.
-    pub fn begin(&mut self, _options: BatchOptions) -> Result<WriteTxn<'_>> {
-        unimplemented!()
+    pub fn begin(&mut self, options: BatchOptions) -> Result<WriteTxn<'_>> {
+        let writer = Writer {
+            batch: self.backend.begin()?,
+            state: self.state,
+            scratch: &mut self.scratch,
+            collector: options
+                .collect_events
+                .then(|| Collector::new(options.max_event_bytes)),
+            changes: 0,
+        };
+        Ok(WriteTxn {
+            writer,
+            published: &mut self.state,
+            backend: &*self.backend,
+            newest: &self.newest,
+            max_reply_bytes: options.max_reply_bytes,
+        })
     }
 
-    /// Goes over everything: the engine's own check and the store's invariants.
-    pub fn check(&self) -> Result<CheckReport> {
-        unimplemented!()
+    /// Goes over everything: the engine's own check and [`View::check`].
+    pub fn check(&self) -> Result<MvccReport> {
+        self.backend.check()?;
+        self.view().check()
     }
 }
 
@@ -89,7 +132,11 @@ impl Store {
 ///
 /// After an `Err` of any method the batch must be dropped: it may be half done.
 pub struct WriteTxn<'s> {
-    _store: &'s mut Store,
+    writer: Writer<'s>,
+    published: &'s mut State,
+    backend: &'s dyn Backend,
+    newest: &'s ArcSwap<View>,
+    max_reply_bytes: usize,
 }
 
 /// What a published batch is for readers and watchers.
@@ -103,46 +150,128 @@ pub struct Published {
 impl WriteTxn<'_> {
     /// The revision so far.
     pub fn revision(&self) -> i64 {
-        unimplemented!()
+        self.writer.state.revision
     }
 
     /// Applies a command and makes its answer.
     ///
     /// The same commands in the same order give the same state, hashes and
     /// revisions on every engine. `Err` is a fault of the store, never of the command.
-    pub fn apply(&mut self, _command: &Command<'_>) -> Result<Reply> {
-        unimplemented!()
+    pub fn apply(&mut self, command: &Command<'_>) -> Result<Reply> {
+        let budget = ReplyBudget {
+            wanted: true,
+            bytes: self.max_reply_bytes,
+        };
+        self.apply_within(command, budget)
     }
 
     /// As [`WriteTxn::apply`] but without making the answer, for members
     /// that have no client waiting for it.
-    pub fn apply_silent(&mut self, _command: &Command<'_>) -> Result<()> {
-        unimplemented!()
+    pub fn apply_silent(&mut self, command: &Command<'_>) -> Result<()> {
+        let budget = ReplyBudget {
+            wanted: false,
+            bytes: 0,
+        };
+        self.apply_within(command, budget).map(|_| ())
+    }
+
+    fn apply_within(&mut self, command: &Command<'_>, budget: ReplyBudget) -> Result<Reply> {
+        let outcome = check_shape(command)
+            .map_err(MvccError::from)
+            .and_then(|()| self.perform(command, budget));
+        let result = match outcome {
+            Ok(response) => Ok(response),
+            Err(MvccError::Api(error)) => Err(error),
+            Err(error) => return Err(error),
+        };
+        Ok(Reply {
+            revision: self.writer.end_command(),
+            result,
+        })
+    }
+
+    /// An API error is returned only before the first change.
+    fn perform(
+        &mut self,
+        command: &Command<'_>,
+        mut budget: ReplyBudget,
+    ) -> Result<CommandResponse> {
+        let writer = &mut self.writer;
+        Ok(match command {
+            Command::Put(put) => {
+                txn::check_put(&*writer.batch, put)?;
+                let prev_kv: Option<KeyValue> = writer.put(put, &mut budget)?;
+                CommandResponse::Put(PutResponse { prev_kv })
+            }
+            Command::DeleteRange(delete) => {
+                let response = writer.delete_range(delete.range(), delete.prev_kv, &mut budget)?;
+                CommandResponse::DeleteRange(response)
+            }
+            Command::Txn(request) => {
+                CommandResponse::Txn(txn::apply(writer, request, &mut budget)?)
+            }
+            Command::Compaction(request) => {
+                compaction::compact(&mut writer.state, request.revision)?;
+                CommandResponse::Compaction
+            }
+            Command::MemberAttributes(member) => {
+                let mut body = Vec::new();
+                command.encode_body(&mut body);
+                let name = numbered(MEMBER, member.member_id);
+                writer.batch.put(META, &name, &body)?;
+                CommandResponse::MemberAttributes
+            }
+        })
     }
 
     /// Stores a small thing of another layer with the batch. Names that start
-    /// with `mvcc/` are the store's own.
-    pub fn put_meta(&mut self, _name: &[u8], _value: &[u8]) -> Result<()> {
-        unimplemented!()
+    /// with `mvcc/` are the store's own; `member/` and `lease/` have entries of
+    /// commands, by id.
+    pub fn put_meta(&mut self, name: &[u8], value: &[u8]) -> Result<()> {
+        check_name(name)?;
+        Ok(self.writer.batch.put(META, name, value)?)
     }
 
     /// Removes what [`WriteTxn::put_meta`] stored; whether it was there.
-    pub fn delete_meta(&mut self, _name: &[u8]) -> Result<bool> {
-        unimplemented!()
+    pub fn delete_meta(&mut self, name: &[u8]) -> Result<bool> {
+        check_name(name)?;
+        Ok(self.writer.batch.delete(META, name)?)
     }
 
     /// What is stored under `name`, changes of this batch included.
-    pub fn meta(&self, _name: &[u8]) -> Result<Option<Vec<u8>>> {
-        unimplemented!()
+    pub fn meta(&self, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        let found = self.writer.batch.get(META, name)?;
+        Ok(found.map(|bytes| bytes.into_owned()))
     }
 
     /// Removes some compacted history; whether there is more.
-    pub fn compact_step(&mut self, _budget: CompactBudget) -> Result<bool> {
-        unimplemented!()
+    pub fn compact_step(&mut self, budget: CompactBudget) -> Result<bool> {
+        compaction::step(&mut *self.writer.batch, &mut self.writer.state, budget)
     }
 
     /// Makes the batch visible, as the state up to the log entry `applied`.
-    pub fn publish(self, _applied: Applied) -> Result<Published> {
-        unimplemented!()
+    pub fn publish(self, applied: Applied) -> Result<Published> {
+        let Writer {
+            mut batch,
+            state,
+            collector,
+            ..
+        } = self.writer;
+        state.store(self.published, &mut *batch)?;
+        batch.publish(applied)?;
+        *self.published = state;
+        let view = Arc::new(View::new(self.backend.snapshot()?, state));
+        self.newest.store(Arc::clone(&view));
+        Ok(Published {
+            view,
+            events: collector.map_or(LiveEvents::None, Collector::finish),
+        })
     }
+}
+
+fn check_name(name: &[u8]) -> Result<()> {
+    if name.starts_with(RESERVED) {
+        return Err(MvccError::ReservedName(name.to_vec()));
+    }
+    Ok(())
 }

@@ -1,15 +1,22 @@
 //! One published state of the store.
 
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
 use varve_types::{
     EventRef, KeyRange, KeyValueRef, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
 };
 
-use super::error::Result;
-use super::options::{EventLimits, EventsEnd, RangeEnd};
-use crate::backend::{Applied, Snapshot};
+use super::check::{self, MvccReport};
+use super::error::{MvccError, Result};
+use super::events::{self, Replay};
+use super::history::{decode, key_value, range_sums};
+use super::keys::Revision;
+use super::options::{BatchOptions, EventLimits, EventsEnd, RangeEnd};
+use super::range::{self, At};
+use super::state::State;
+use super::{LATEST, LOG, META, txn};
+use crate::backend::{Applied, Direction, Read, Snapshot};
 
 /// Sums over live keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,18 +30,27 @@ pub struct LiveSums {
 /// A published state; unaffected by later batches for as long as it is held.
 /// A long-held view delays the reuse of space.
 pub struct View {
-    pub(super) snapshot: Arc<dyn Snapshot>,
+    snapshot: Arc<dyn Snapshot>,
+    state: State,
 }
 
 impl View {
-    /// Main revision of the last change.
+    pub(super) fn new(snapshot: Arc<dyn Snapshot>, state: State) -> Self {
+        Self { snapshot, state }
+    }
+
+    pub(super) fn read(&self) -> &dyn Read {
+        &*self.snapshot
+    }
+
+    /// Main revision of the last change; 1 in a new store.
     pub fn revision(&self) -> i64 {
-        unimplemented!()
+        self.state.revision
     }
 
     /// The revision of the last compaction, -1 before the first; reads below it fail.
     pub fn compacted(&self) -> i64 {
-        unimplemented!()
+        self.state.compacted
     }
 
     /// The log entry up to which it applies.
@@ -44,84 +60,134 @@ impl View {
 
     /// Hash of the live state at its revision.
     pub fn hash(&self) -> u128 {
-        unimplemented!()
+        self.state.hash
     }
 
     /// Hash of the live state as it was at `revision`, from the compacted
-    /// revision to the newest (0 or less is the newest).
-    pub fn hash_at(&self, _revision: i64) -> Result<u128> {
-        unimplemented!()
+    /// revision to the newest (0 or less is the newest). Unlike etcd's HashKV
+    /// it does not cover history, so that it does not depend on compaction.
+    pub fn hash_at(&self, revision: i64) -> Result<u128> {
+        let revision = match At::new(revision, &self.state, false)? {
+            At::Latest => return Ok(self.state.hash),
+            At::Revision(revision) => revision,
+        };
+        let last = Revision::last_of(revision).log_key();
+        let mut found = None;
+        let bounds = (Bound::Unbounded, Bound::Included(&last[..]));
+        let visit = &mut |key: &[u8], bytes: &[u8]| {
+            found = Some((
+                key.to_vec(),
+                super::record::Change::decode(bytes).map(|c| c.hash),
+            ));
+            ControlFlow::Break(())
+        };
+        self.read().scan(LOG, bounds, Direction::Backward, visit)?;
+        match found {
+            Some((_, Some(hash))) => Ok(hash),
+            Some((key, None)) => Err(MvccError::damaged(LOG, &key, "not a change")),
+            // Revision 1 has no changes.
+            None => Ok(0),
+        }
     }
 
     /// Whether history below the compacted revision is still being removed.
     pub fn compaction_pending(&self) -> bool {
-        unimplemented!()
+        self.state.compaction_pending()
     }
 
     /// Passes the live record of `key` to `found`, borrowed from its page. One descent.
     pub fn get<T>(
         &self,
-        _key: &[u8],
-        _found: impl FnOnce(KeyValueRef<'_>) -> T,
+        key: &[u8],
+        found: impl FnOnce(KeyValueRef<'_>) -> T,
     ) -> Result<Option<T>> {
-        unimplemented!()
+        let Some(bytes) = self.read().get(LATEST, key)? else {
+            return Ok(None);
+        };
+        let record = decode(LATEST, key, &bytes)?;
+        Ok(Some(found(key_value(key, &record))))
     }
 
     /// Answers `request` in memory. For answers of any size use [`View::range_with`].
-    pub fn range(&self, _request: &RangeRequest<'_>) -> Result<RangeResponse> {
-        unimplemented!()
+    pub fn range(&self, request: &RangeRequest<'_>) -> Result<RangeResponse> {
+        let at = At::new(request.revision, &self.state, false)?;
+        Ok(range::range(self.read(), at, request, usize::MAX)?.0)
     }
 
-    /// Answers `request` key by key, borrowed from the pages, until the visitor breaks.
-    /// Sorts other than by key are made in memory.
+    /// Answers `request` key by key, borrowed from the pages. Where the visitor
+    /// breaks, the key that it was given is the last. Sorts other than by key
+    /// are made in memory, and refused with `ApiError::RequestTooLarge` past 256 MiB.
     pub fn range_with(
         &self,
-        _request: &RangeRequest<'_>,
-        _visit: &mut dyn FnMut(KeyValueRef<'_>) -> ControlFlow<()>,
+        request: &RangeRequest<'_>,
+        visit: &mut dyn FnMut(KeyValueRef<'_>) -> ControlFlow<()>,
     ) -> Result<RangeEnd> {
-        unimplemented!()
+        let at = At::new(request.revision, &self.state, false)?;
+        range::range_with(self.read(), at, request, visit)
     }
 
     /// Keys in `range` at `revision` (0 or less is the newest, which is O(log n)).
-    pub fn count(&self, _range: KeyRange<'_>, _revision: i64) -> Result<i64> {
-        unimplemented!()
+    pub fn count(&self, range: KeyRange<'_>, revision: i64) -> Result<i64> {
+        let at = At::new(revision, &self.state, false)?;
+        range::count(self.read(), at, range)
     }
 
     /// Sums over the live keys of `range`, O(log n) on the B+tree.
-    pub fn live_sums(&self, _range: KeyRange<'_>) -> Result<LiveSums> {
-        unimplemented!()
+    pub fn live_sums(&self, range: KeyRange<'_>) -> Result<LiveSums> {
+        let sums = range_sums(self.read(), LATEST, range)?;
+        Ok(LiveSums {
+            keys: sums.entries,
+            bytes: sums.bytes,
+        })
     }
 
     /// Answers a transaction that writes nothing ([`TxnRequest::is_read_only`]).
-    pub fn read_txn(&self, _request: &TxnRequest<'_>) -> Result<TxnResponse> {
-        unimplemented!()
+    pub fn read_txn(&self, request: &TxnRequest<'_>) -> Result<TxnResponse> {
+        let max_bytes = BatchOptions::default().max_reply_bytes;
+        txn::read(self.read(), &self.state, request, max_bytes)
     }
 
     /// Visits the events of `range` from main revision `from` on, in order.
     /// Fails with `ApiError::Compacted` if `from` is below [`View::compacted`].
+    /// Events of the compacted revision itself have no previous value.
     pub fn events(
         &self,
-        _range: KeyRange<'_>,
-        _from: i64,
-        _limits: EventLimits,
-        _prev_kv: bool,
-        _visit: &mut dyn FnMut(EventRef<'_>),
+        range: KeyRange<'_>,
+        from: i64,
+        limits: EventLimits,
+        prev_kv: bool,
+        visit: &mut dyn FnMut(EventRef<'_>),
     ) -> Result<EventsEnd> {
-        unimplemented!()
+        let replay = Replay {
+            range,
+            from,
+            limits,
+            prev_kv,
+        };
+        events::replay(self.read(), &self.state, &replay, visit)
     }
 
     /// What another layer stored under `name` ([`super::WriteTxn::put_meta`]).
-    pub fn meta(&self, _name: &[u8]) -> Result<Option<Vec<u8>>> {
-        unimplemented!()
+    pub fn meta(&self, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        Ok(self.read().get(META, name)?.map(|bytes| bytes.into_owned()))
     }
 
     /// Visits what other layers stored under names with this prefix, in order.
-    pub fn scan_meta(&self, _prefix: &[u8], _visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<()> {
-        unimplemented!()
+    pub fn scan_meta(&self, prefix: &[u8], visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<()> {
+        let bounds = (Bound::Included(prefix), Bound::Unbounded);
+        let visit = &mut |name: &[u8], value: &[u8]| {
+            if !name.starts_with(prefix) {
+                return ControlFlow::Break(());
+            }
+            visit(name, value);
+            ControlFlow::Continue(())
+        };
+        Ok(self.read().scan(META, bounds, Direction::Forward, visit)?)
     }
 
-    /// Goes over everything: the engine's own check and the store's invariants.
-    pub fn check(&self) -> Result<()> {
-        unimplemented!()
+    /// Goes over all keys and all history: every record and every change must
+    /// be where the others say, and the hashes must add up. Reads everything.
+    pub fn check(&self) -> Result<MvccReport> {
+        check::check(self.read(), &self.state)
     }
 }

@@ -1,0 +1,387 @@
+//! Versions of a key at old revisions.
+//!
+//! The newest version of a key is its *head*: a record in LATEST or a
+//! tombstone in DEAD. The LOG entry of the change that made a version holds
+//! the version before it, as it was, so that a walk goes from newer to older:
+//!
+//! ```text
+//! LATEST[k]          LOG[rev 9]            LOG[rev 6]
+//! k@9 = "c"   --9->  undo: k@6 = "b" --6-> undo: k@3 = "a" --3-> ...
+//! ```
+//!
+//! Since the replaced record is kept with its anchors, every step can choose
+//! the farthest of them that is still newer than the target: a walk over n
+//! versions takes at most 8 steps for each factor of 8 in n. (Myers, "An
+//! applicative random-access stack", IPL 1983, has the idea of skipping
+//! pointers in an append-only list; the base and the anchors are ours.) Every
+//! entry that it touches is newer than the target, so never compacted.
+
+use std::borrow::Cow;
+use std::ops::{Bound, ControlFlow};
+
+use varve_types::{KeyRange, KeyValueRef};
+
+use super::error::{MvccError, Result};
+use super::keys::Revision;
+use super::record::{Change, ChangeKind, Record};
+use super::{DEAD, LATEST, LOG};
+use crate::backend::{Bounds, Direction, Read, Sums};
+
+/// A version that was found, in the bytes that hold it.
+pub(super) struct Version<'r> {
+    bytes: Cow<'r, [u8]>,
+    record_at: usize,
+}
+
+impl Version<'_> {
+    /// The record. It was decoded before, so it decodes.
+    pub(super) fn record(&self) -> Option<Record<'_>> {
+        Record::decode(self.bytes.get(self.record_at..)?)
+    }
+}
+
+/// Reads a record that is the value of `key` in `tree`.
+pub(super) fn decode<'a>(
+    tree: crate::backend::TreeId,
+    key: &[u8],
+    bytes: &'a [u8],
+) -> Result<Record<'a>> {
+    Record::decode(bytes).ok_or_else(|| MvccError::damaged(tree, key, "not a record"))
+}
+
+/// Reads the LOG entry `bytes` at `revision`.
+pub(super) fn decode_change(revision: Revision, bytes: &[u8]) -> Result<Change<'_>> {
+    Change::decode(bytes)
+        .ok_or_else(|| MvccError::damaged(LOG, &revision.log_key(), "not a change"))
+}
+
+/// A stored key with its marks, as requests answer it.
+pub(super) fn key_value<'a>(key: &'a [u8], record: &Record<'a>) -> KeyValueRef<'a> {
+    KeyValueRef {
+        key,
+        create_revision: record.create,
+        mod_revision: record.modified.main,
+        version: record.version,
+        value: record.value,
+        lease: record.lease,
+    }
+}
+
+/// The version of `key`, tombstones included, that was the newest at `target`.
+pub(super) fn version_at<'r>(
+    read: &'r dyn Read,
+    key: &[u8],
+    target: Revision,
+) -> Result<Option<Version<'r>>> {
+    for tree in [LATEST, DEAD] {
+        let Some(bytes) = read.get(tree, key)? else {
+            continue;
+        };
+        let head = decode(tree, key, &bytes)?;
+        if head.modified > target {
+            return older_version(read, key, &head, target);
+        }
+        return Ok(Some(Version {
+            bytes,
+            record_at: 0,
+        }));
+    }
+    Ok(None)
+}
+
+/// The version of `key` that was the newest at `target`, given a version that
+/// is newer than that.
+pub(super) fn older_version<'r>(
+    read: &'r dyn Read,
+    key: &[u8],
+    newer: &Record<'_>,
+    target: Revision,
+) -> Result<Option<Version<'r>>> {
+    let mut step = next_step(newer, target)
+        .ok_or_else(|| MvccError::damaged(LATEST, key, "anchors that are none"))?;
+    loop {
+        let log_key = step.log_key();
+        let damaged = |what| MvccError::damaged(LOG, &log_key, what);
+        let bytes = read
+            .get(LOG, &log_key)?
+            .ok_or_else(|| damaged("missing, but a newer version names it"))?;
+        let change = decode_change(step, &bytes)?;
+        if change.key != key {
+            return Err(damaged("a change of another key than the newer version's"));
+        }
+        let Some(replaced) = change.replaced().ok_or_else(|| damaged("not a record"))? else {
+            return Ok(None);
+        };
+        if replaced.modified >= step {
+            return Err(damaged("replaces a version that is not older"));
+        }
+        if replaced.modified > target {
+            step = next_step(&replaced, target).ok_or_else(|| damaged("anchors that are none"))?;
+            continue;
+        }
+        let record_at = bytes.len() - change.undo.len();
+        return Ok(Some(Version { bytes, record_at }));
+    }
+}
+
+/// The oldest change newer than `target` that `record`, itself newer, names.
+fn next_step(record: &Record<'_>, target: Revision) -> Option<Revision> {
+    let anchors = record.anchors()?;
+    let farthest = anchors
+        .as_slice()
+        .iter()
+        .rev()
+        .find(|anchor| **anchor > target && **anchor <= record.modified);
+    Some(farthest.copied().unwrap_or(record.modified))
+}
+
+/// Called for each key with its record, until it breaks.
+pub(super) type VersionVisitor<'v> = dyn FnMut(&[u8], &Record<'_>) -> Result<ControlFlow<()>> + 'v;
+
+/// Visits the live keys of `range` in order.
+pub(super) fn walk_latest(
+    read: &dyn Read,
+    range: KeyRange<'_>,
+    direction: Direction,
+    visit: &mut VersionVisitor<'_>,
+) -> Result<()> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    if let KeyRange::One(key) = range {
+        if let Some(bytes) = read.get(LATEST, key)? {
+            // A single visit: whether it breaks makes no difference.
+            let _ = visit(key, &decode(LATEST, key, &bytes)?)?;
+        }
+        return Ok(());
+    }
+    scan(
+        read,
+        LATEST,
+        range.bounds(),
+        direction,
+        &mut |key, bytes| visit(key, &decode(LATEST, key, bytes)?),
+    )
+}
+
+/// A scan whose visitor may fail.
+pub(super) fn scan(
+    read: &dyn Read,
+    tree: crate::backend::TreeId,
+    bounds: Bounds<'_>,
+    direction: Direction,
+    visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let mut failed = None;
+    read.scan(tree, bounds, direction, &mut |key, value| {
+        visit(key, value).unwrap_or_else(|error| {
+            failed = Some(error);
+            ControlFlow::Break(())
+        })
+    })?;
+    failed.map_or(Ok(()), Err)
+}
+
+/// Heads of dead keys held in memory at a time.
+const DEAD_CHUNK: usize = 256;
+
+/// Visits the keys of `range` that were live at the end of main revision
+/// `revision`, in order.
+pub(super) fn walk_at(
+    read: &dyn Read,
+    range: KeyRange<'_>,
+    revision: i64,
+    direction: Direction,
+    visit: &mut VersionVisitor<'_>,
+) -> Result<()> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    let target = Revision::last_of(revision);
+    if let KeyRange::One(key) = range {
+        if let Some(version) = version_at(read, key, target)? {
+            let _ = visit_live(key, &version, visit)?;
+        }
+        return Ok(());
+    }
+    let mut walk = OldWalk {
+        read,
+        target,
+        direction,
+        stopped: false,
+    };
+    // Dead keys come in chunks, so that the scan of live keys between them is one scan a chunk.
+    let mut from: Option<Vec<u8>> = None;
+    loop {
+        let bounds = narrowed(range.bounds(), direction, from.as_deref());
+        let dead = walk.dead_chunk(bounds)?;
+        let until = (dead.len() == DEAD_CHUNK)
+            .then(|| dead.last().cloned())
+            .flatten();
+        walk.merge(closed(bounds, direction, until.as_deref()), &dead, visit)?;
+        if walk.stopped || until.is_none() {
+            return Ok(());
+        }
+        from = until;
+    }
+}
+
+fn visit_live(
+    key: &[u8],
+    version: &Version<'_>,
+    visit: &mut VersionVisitor<'_>,
+) -> Result<ControlFlow<()>> {
+    match version.record() {
+        Some(record) if record.live => visit(key, &record),
+        _ => Ok(ControlFlow::Continue(())),
+    }
+}
+
+/// `bounds` without what was visited up to and including `after`.
+fn narrowed<'a>(bounds: Bounds<'a>, direction: Direction, after: Option<&'a [u8]>) -> Bounds<'a> {
+    match (after, direction) {
+        (None, _) => bounds,
+        (Some(after), Direction::Forward) => (Bound::Excluded(after), bounds.1),
+        (Some(after), Direction::Backward) => (bounds.0, Bound::Excluded(after)),
+    }
+}
+
+/// `bounds` that end with `until`, included.
+fn closed<'a>(bounds: Bounds<'a>, direction: Direction, until: Option<&'a [u8]>) -> Bounds<'a> {
+    match (until, direction) {
+        (None, _) => bounds,
+        (Some(until), Direction::Forward) => (bounds.0, Bound::Included(until)),
+        (Some(until), Direction::Backward) => (Bound::Included(until), bounds.1),
+    }
+}
+
+struct OldWalk<'r> {
+    read: &'r dyn Read,
+    target: Revision,
+    direction: Direction,
+    stopped: bool,
+}
+
+impl OldWalk<'_> {
+    /// The next dead keys within `bounds` that were deleted after the target.
+    fn dead_chunk(&self, bounds: Bounds<'_>) -> Result<Vec<Vec<u8>>> {
+        let mut keys = Vec::new();
+        scan(
+            self.read,
+            DEAD,
+            bounds,
+            self.direction,
+            &mut |key, bytes| {
+                if decode(DEAD, key, bytes)?.modified > self.target {
+                    keys.push(key.to_vec());
+                }
+                Ok(if keys.len() == DEAD_CHUNK {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                })
+            },
+        )?;
+        Ok(keys)
+    }
+
+    /// Visits the live keys within `bounds`, and the `dead` ones in their places.
+    fn merge(
+        &mut self,
+        bounds: Bounds<'_>,
+        dead: &[Vec<u8>],
+        visit: &mut VersionVisitor<'_>,
+    ) -> Result<()> {
+        let mut dead = dead.iter().map(Vec::as_slice).peekable();
+        let (read, direction, target) = (self.read, self.direction, self.target);
+        let before = |dead: &[u8], live: &[u8]| match direction {
+            Direction::Forward => dead < live,
+            Direction::Backward => dead > live,
+        };
+        let mut stopped = false;
+        scan(read, LATEST, bounds, direction, &mut |key, bytes| {
+            while let Some(gone) = dead.next_if(|gone| before(gone, key)) {
+                if self.visit_dead(gone, visit)?.is_break() {
+                    stopped = true;
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+            let head = decode(LATEST, key, bytes)?;
+            let flow = if head.modified <= target {
+                visit(key, &head)?
+            } else {
+                match older_version(read, key, &head, target)? {
+                    Some(version) => visit_live(key, &version, visit)?,
+                    None => ControlFlow::Continue(()),
+                }
+            };
+            stopped = flow.is_break();
+            Ok(flow)
+        })?;
+        while !stopped {
+            let Some(gone) = dead.next() else { break };
+            stopped = self.visit_dead(gone, visit)?.is_break();
+        }
+        self.stopped = stopped;
+        Ok(())
+    }
+
+    fn visit_dead(&self, key: &[u8], visit: &mut VersionVisitor<'_>) -> Result<ControlFlow<()>> {
+        match version_at(self.read, key, self.target)? {
+            Some(version) => visit_live(key, &version, visit),
+            None => Ok(ControlFlow::Continue(())),
+        }
+    }
+}
+
+/// Sums over the entries of `tree` whose key is in `range`.
+pub(super) fn range_sums(
+    read: &dyn Read,
+    tree: crate::backend::TreeId,
+    range: KeyRange<'_>,
+) -> Result<Sums> {
+    if range.is_empty() {
+        return Ok(Sums::default());
+    }
+    Ok(read.sums(tree, range.bounds())?)
+}
+
+/// Keys of `range` that were live at the end of main revision `revision`.
+///
+/// Either the keys of the range are gone over, or the changes since the
+/// revision are taken back from today's count, whichever is less: a page of a
+/// long list at a fresh revision costs about as much as one at the newest.
+pub(super) fn count_at(read: &dyn Read, range: KeyRange<'_>, revision: i64) -> Result<i64> {
+    let live = range_sums(read, LATEST, range)?.entries;
+    let since = Revision::last_of(revision).log_key();
+    let since = (Bound::Excluded(&since[..]), Bound::Unbounded);
+    let changes = read.sums(LOG, since)?.entries;
+    let keys = live + range_sums(read, DEAD, range)?.entries;
+    if changes <= keys {
+        return Ok(live as i64 - growth_since(read, range, since)?);
+    }
+    let mut count = 0;
+    walk_at(read, range, revision, Direction::Forward, &mut |_, _| {
+        count += 1;
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(count)
+}
+
+/// Keys of `range` that came, less those that went, in the changes of `bounds`.
+fn growth_since(read: &dyn Read, range: KeyRange<'_>, bounds: Bounds<'_>) -> Result<i64> {
+    let mut growth = 0;
+    scan(read, LOG, bounds, Direction::Forward, &mut |key, bytes| {
+        let change =
+            Change::decode(bytes).ok_or_else(|| MvccError::damaged(LOG, key, "not a change"))?;
+        if range.contains(change.key) {
+            let replaced = change
+                .replaced()
+                .ok_or_else(|| MvccError::damaged(LOG, key, "not a record"))?;
+            let was_live = replaced.is_some_and(|record| record.live);
+            growth += i64::from(change.kind == ChangeKind::Put) - i64::from(was_live);
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(growth)
+}

@@ -1,0 +1,288 @@
+//! The changes that every write comes down to: one key put, one key deleted.
+//!
+//! A put reads the key's record, appends it as it is to the new LOG entry, and
+//! writes the new record in its place: one descent that is read and written,
+//! one append, and nothing is allocated. Only a put of a key that does not
+//! live looks into DEAD.
+
+use std::ops::{Bound, ControlFlow};
+
+use varve_types::{DeleteRangeResponse, KeyRange, KeyValue, PutRequest};
+
+use super::error::{MvccError, Result};
+use super::hash::record_hash;
+use super::history::{decode, key_value, scan};
+use super::keys::Revision;
+use super::live::{Collector, event_of};
+use super::record::{Change, ChangeKind, LiveMarks, NewVersion, Record, seal_change};
+use super::state::State;
+use super::{DEAD, LATEST, LOG};
+use crate::backend::{Batch, Bounds, Direction};
+
+/// Buffers that live as long as the store.
+#[derive(Default)]
+pub(super) struct Scratch {
+    record: Vec<u8>,
+    change: Vec<u8>,
+    doomed: Doomed,
+}
+
+/// Keys with their records, copied out of a scan.
+#[derive(Default)]
+struct Doomed {
+    bytes: Vec<u8>,
+    /// Ends of key and record.
+    ends: Vec<(usize, usize)>,
+}
+
+/// Keys of a large deletion that are held at a time.
+const DOOMED_KEYS: usize = 512;
+/// Bytes of them.
+const DOOMED_BYTES: usize = 1 << 20;
+
+impl Doomed {
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.ends.clear();
+    }
+
+    fn push(&mut self, key: &[u8], record: &[u8]) {
+        self.bytes.extend_from_slice(key);
+        let key_end = self.bytes.len();
+        self.bytes.extend_from_slice(record);
+        self.ends.push((key_end, self.bytes.len()));
+    }
+
+    fn is_full(&self) -> bool {
+        self.ends.len() >= DOOMED_KEYS || self.bytes.len() >= DOOMED_BYTES
+    }
+
+    fn iter(&self) -> impl DoubleEndedIterator<Item = (&[u8], &[u8])> {
+        self.ends
+            .iter()
+            .enumerate()
+            .map(|(number, (key_end, end))| {
+                let start = number
+                    .checked_sub(1)
+                    .map_or(0, |before| self.ends[before].1);
+                (&self.bytes[start..*key_end], &self.bytes[*key_end..*end])
+            })
+    }
+}
+
+/// How many bytes of keys and values a reply may still take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ReplyBudget {
+    /// Whether a reply is made at all.
+    pub(super) wanted: bool,
+    pub(super) bytes: usize,
+}
+
+impl ReplyBudget {
+    /// A copy of `kv` if it is asked for and fits.
+    fn keep(&mut self, asked: bool, key: &[u8], record: Option<&Record<'_>>) -> Option<KeyValue> {
+        if !asked || !self.wanted {
+            return None;
+        }
+        let kv = key_value(key, record.filter(|record| record.live)?);
+        self.bytes = self.bytes.checked_sub(kv.encoded_len())?;
+        Some(kv.to_owned())
+    }
+}
+
+/// The writing side of an open batch.
+pub(super) struct Writer<'b> {
+    pub(super) batch: Box<dyn Batch + 'b>,
+    pub(super) state: State,
+    pub(super) scratch: &'b mut Scratch,
+    pub(super) collector: Option<Collector>,
+    /// Changes of the command that is being applied.
+    pub(super) changes: u32,
+}
+
+impl Writer<'_> {
+    /// Whether the command that is being applied has changed something.
+    pub(super) fn wrote(&self) -> bool {
+        self.changes > 0
+    }
+
+    /// Ends a command: its changes, if any, become a revision.
+    pub(super) fn end_command(&mut self) -> i64 {
+        if self.wrote() {
+            self.state.revision += 1;
+            self.changes = 0;
+        }
+        self.state.revision
+    }
+
+    fn next_revision(&self) -> Revision {
+        Revision {
+            main: self.state.revision + 1,
+            sub: self.changes,
+        }
+    }
+
+    /// Writes a key. With `ignore_value` or `ignore_lease` the key must live;
+    /// that is checked before a command changes anything.
+    pub(super) fn put(
+        &mut self,
+        put: &PutRequest<'_>,
+        budget: &mut ReplyBudget,
+    ) -> Result<Option<KeyValue>> {
+        let modified = self.next_revision();
+        let key = put.key;
+        let Scratch { record, change, .. } = &mut *self.scratch;
+        Change::start(key, change);
+        let undo_at = change.len();
+        let mut was_dead = false;
+        if let Some(former) = self.batch.get(LATEST, key)? {
+            change.extend_from_slice(&former);
+        } else if let Some(former) = self.batch.get(DEAD, key)? {
+            change.extend_from_slice(&former);
+            was_dead = true;
+        }
+        let undo = &change[undo_at..];
+        let replaced = match undo {
+            [] => None,
+            undo => Some(decode(LATEST, key, undo)?),
+        };
+        let lived = replaced.filter(|record| record.live);
+        let live = LiveMarks {
+            create: lived.map_or(modified.main, |lived| lived.create),
+            version: lived.map_or(0, |lived| lived.version) + 1,
+            lease: match lived {
+                Some(lived) if put.ignore_lease => lived.lease,
+                _ => put.lease,
+            },
+            value: match lived {
+                Some(lived) if put.ignore_value => lived.value,
+                _ => put.value,
+            },
+        };
+        record.clear();
+        let version = NewVersion {
+            modified,
+            live: Some(live),
+        };
+        version
+            .encode(replaced.as_ref(), record)
+            .ok_or_else(|| MvccError::damaged(LATEST, key, "anchors that are none"))?;
+        let new = decode(LATEST, key, record)?;
+        let mut hash = self.state.hash.wrapping_add(record_hash(key, &new));
+        if let Some(lived) = &lived {
+            hash = hash.wrapping_sub(record_hash(key, lived));
+        }
+        if let Some(collector) = &mut self.collector {
+            let event = event_of(
+                ChangeKind::Put,
+                key,
+                modified,
+                Some(&new),
+                replaced.as_ref(),
+            );
+            collector.push(&event);
+        }
+        let prev_kv = budget.keep(put.prev_kv, key, replaced.as_ref());
+        seal_change(change, ChangeKind::Put, hash);
+        self.batch.put(LATEST, key, record)?;
+        if was_dead {
+            self.batch.delete(DEAD, key)?;
+        }
+        self.batch.put(LOG, &modified.log_key(), change)?;
+        self.state.hash = hash;
+        self.changes += 1;
+        Ok(prev_kv)
+    }
+
+    /// Deletes the live keys of `range`.
+    pub(super) fn delete_range(
+        &mut self,
+        range: KeyRange<'_>,
+        prev_kv: bool,
+        budget: &mut ReplyBudget,
+    ) -> Result<DeleteRangeResponse> {
+        let mut response = DeleteRangeResponse::default();
+        if range.is_empty() {
+            return Ok(response);
+        }
+        let mut doomed = std::mem::take(&mut self.scratch.doomed);
+        loop {
+            // What is deleted is out of the way, so each round starts from the front.
+            self.collect(range.bounds(), &mut doomed)?;
+            let (Some((first, _)), Some((last, _))) =
+                (doomed.iter().next(), doomed.iter().next_back())
+            else {
+                break;
+            };
+            for (key, record) in doomed.iter() {
+                response.deleted += 1;
+                let kv = self.bury(key, record, prev_kv, budget)?;
+                response.prev_kvs.extend(kv);
+            }
+            if doomed.ends.len() == 1 {
+                self.batch.delete(LATEST, first)?;
+            } else {
+                let bounds = (Bound::Included(first), Bound::Included(last));
+                self.batch.delete_range(LATEST, bounds)?;
+            }
+            if !doomed.is_full() {
+                break;
+            }
+        }
+        doomed.clear();
+        self.scratch.doomed = doomed;
+        Ok(response)
+    }
+
+    fn collect(&self, bounds: Bounds<'_>, doomed: &mut Doomed) -> Result<()> {
+        doomed.clear();
+        scan(
+            &*self.batch,
+            LATEST,
+            bounds,
+            Direction::Forward,
+            &mut |key, record| {
+                doomed.push(key, record);
+                Ok(if doomed.is_full() {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                })
+            },
+        )
+    }
+
+    /// Writes everything of a deletion but the removal from LATEST.
+    fn bury(
+        &mut self,
+        key: &[u8],
+        former: &[u8],
+        prev_kv: bool,
+        budget: &mut ReplyBudget,
+    ) -> Result<Option<KeyValue>> {
+        let modified = self.next_revision();
+        let Scratch { record, change, .. } = &mut *self.scratch;
+        let replaced = decode(LATEST, key, former)?;
+        record.clear();
+        let tombstone = NewVersion {
+            modified,
+            live: None,
+        };
+        tombstone
+            .encode(Some(&replaced), record)
+            .ok_or_else(|| MvccError::damaged(LATEST, key, "anchors that are none"))?;
+        let hash = self.state.hash.wrapping_sub(record_hash(key, &replaced));
+        Change::start(key, change);
+        change.extend_from_slice(former);
+        seal_change(change, ChangeKind::Delete, hash);
+        if let Some(collector) = &mut self.collector {
+            let event = event_of(ChangeKind::Delete, key, modified, None, Some(&replaced));
+            collector.push(&event);
+        }
+        self.batch.put(DEAD, key, record)?;
+        self.batch.put(LOG, &modified.log_key(), change)?;
+        self.state.hash = hash;
+        self.changes += 1;
+        Ok(budget.keep(prev_kv, key, Some(&replaced)))
+    }
+}
