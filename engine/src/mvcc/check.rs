@@ -56,6 +56,9 @@ pub(super) fn check(read: &dyn Read, state: &State) -> Result<MvccReport> {
     Ok(report)
 }
 
+/// Called for each entry of a tree.
+type EntryRule<'v> = dyn FnMut(&[u8], &[u8]) -> Result<()> + 'v;
+
 fn failed(message: impl Into<String>) -> MvccError {
     MvccError::Check(message.into())
 }
@@ -76,7 +79,7 @@ struct Check<'r> {
 
 impl Check<'_> {
     /// Visits a tree, in strictly ascending order.
-    fn each(&self, tree: TreeId, visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<()>) -> Result<u64> {
+    fn each(&self, tree: TreeId, visit: &mut EntryRule<'_>) -> Result<u64> {
         let mut former: Option<Vec<u8>> = None;
         let mut entries = 0;
         let everything = (Bound::Unbounded, Bound::Unbounded);

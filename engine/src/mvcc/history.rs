@@ -25,7 +25,7 @@ use super::error::{MvccError, Result};
 use super::keys::Revision;
 use super::record::{Change, ChangeKind, Record};
 use super::{DEAD, LATEST, LOG};
-use crate::backend::{Bounds, Direction, Read, Sums};
+use crate::backend::{Bounds, Direction, Read, Sums, TreeId};
 
 /// A version that was found, in the bytes that hold it.
 pub(super) struct Version<'r> {
@@ -41,11 +41,7 @@ impl Version<'_> {
 }
 
 /// Reads a record that is the value of `key` in `tree`.
-pub(super) fn decode<'a>(
-    tree: crate::backend::TreeId,
-    key: &[u8],
-    bytes: &'a [u8],
-) -> Result<Record<'a>> {
+pub(super) fn decode<'a>(tree: TreeId, key: &[u8], bytes: &'a [u8]) -> Result<Record<'a>> {
     Record::decode(bytes).ok_or_else(|| MvccError::damaged(tree, key, "not a record"))
 }
 
@@ -164,13 +160,16 @@ pub(super) fn walk_latest(
     )
 }
 
+/// Called for each entry of a tree, until it breaks.
+pub(super) type EntryVisitor<'v> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>> + 'v;
+
 /// A scan whose visitor may fail.
 pub(super) fn scan(
     read: &dyn Read,
-    tree: crate::backend::TreeId,
+    tree: TreeId,
     bounds: Bounds<'_>,
     direction: Direction,
-    visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>>,
+    visit: &mut EntryVisitor<'_>,
 ) -> Result<()> {
     let mut failed = None;
     read.scan(tree, bounds, direction, &mut |key, value| {
@@ -335,11 +334,7 @@ impl OldWalk<'_> {
 }
 
 /// Sums over the entries of `tree` whose key is in `range`.
-pub(super) fn range_sums(
-    read: &dyn Read,
-    tree: crate::backend::TreeId,
-    range: KeyRange<'_>,
-) -> Result<Sums> {
+pub(super) fn range_sums(read: &dyn Read, tree: TreeId, range: KeyRange<'_>) -> Result<Sums> {
     if range.is_empty() {
         return Ok(Sums::default());
     }

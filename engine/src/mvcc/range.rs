@@ -8,7 +8,7 @@ use varve_types::{
 
 use super::LATEST;
 use super::error::Result;
-use super::history::{count_at, key_value, range_sums, walk_at, walk_latest};
+use super::history::{VersionVisitor, count_at, key_value, range_sums, walk_at, walk_latest};
 use super::options::RangeEnd;
 use super::record::Record;
 use super::sort::Sorter;
@@ -62,7 +62,7 @@ fn walk(
     at: At,
     range: KeyRange<'_>,
     direction: Direction,
-    visit: &mut dyn FnMut(&[u8], &Record<'_>) -> Result<ControlFlow<()>>,
+    visit: &mut VersionVisitor<'_>,
 ) -> Result<()> {
     match at {
         At::Latest => walk_latest(read, range, direction, visit),

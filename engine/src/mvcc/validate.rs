@@ -178,11 +178,11 @@ impl<'a> Intervals<'a> {
     }
 
     fn add(&mut self, mut first: &'a [u8], mut end: End<'a>) {
-        if let Some((start, stop)) = self.0.range(..=first).next_back() {
-            if *stop >= End::At(first, false) {
-                first = start;
-                end = end.max(*stop);
-            }
+        if let Some((start, stop)) = self.0.range(..=first).next_back()
+            && *stop >= End::At(first, false)
+        {
+            first = start;
+            end = end.max(*stop);
         }
         while let Some((start, stop)) = self.0.range(first..).next() {
             if End::At(start, false) > end {
