@@ -1,7 +1,6 @@
 //! The same load on etcd and on Varve, one after the other, and the ratio.
 
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -149,12 +148,7 @@ async fn measure(target: TargetKind, binary: &Path, args: &CompareArgs) -> Resul
         violations: 0,
     };
     for (op, shape) in plan {
-        // What the phase before left to do in the background is not this one's.
-        unless_interrupted(async {
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            Ok(())
-        })
-        .await?;
+        session.settle(&args.shape).await?;
         let before = read_syncs(target, &cluster.endpoints()).await?;
         let counts = session.measure(op, &shape).await?;
         let after = read_syncs(target, &cluster.endpoints()).await?;

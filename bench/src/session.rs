@@ -1,7 +1,7 @@
 //! A measurement from start to end: cluster, prefill, phases, verification.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,6 +17,12 @@ use crate::machine::Machine;
 use crate::report::{self, Run};
 use crate::spawn::{Cluster, varve_binary};
 use crate::target::Admin;
+
+/// Writes of one round of [`Session::settle`].
+const SETTLE_KEYS: u32 = 8;
+const SETTLE_ROUNDS: usize = 3;
+/// Longer than etcd's batch interval of 100 ms.
+const SETTLE_PAUSE: Duration = Duration::from_millis(250);
 
 /// One target under load, over any number of phases.
 pub(crate) struct Session {
@@ -77,7 +83,7 @@ impl Session {
             });
         }
         self.filled = true;
-        Ok(())
+        self.settle(shape).await
     }
 
     /// Measures one operation.
@@ -91,6 +97,31 @@ impl Session {
             .await?;
         report::print_trouble(&format!("{} {}", self.target.name(), op.name()), &counts);
         Ok(counts)
+    }
+
+    /// Lets the cluster come to rest, so that no phase pays for the one before.
+    ///
+    /// A few small writes, some time apart: etcd 3.4 copies the buffer of its last
+    /// batch of writes for every read until two further batches have shrunk it,
+    /// which makes reads after a burst of writes ten times slower than they need be.
+    pub(crate) async fn settle(&mut self, shape: &LoadShape) -> Result<()> {
+        let few = LoadShape {
+            clients: 1,
+            conns: 1,
+            threads: 1,
+            keys: shape.keys.min(SETTLE_KEYS),
+            ..shape.clone()
+        };
+        for _ in 0..SETTLE_ROUNDS {
+            let total = Total::Operations(u64::from(few.keys));
+            self.phase(Work::Fill, &few, "settle", total).await?;
+            unless_interrupted(async {
+                tokio::time::sleep(SETTLE_PAUSE).await;
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     /// Reads everything back, on every member.
@@ -204,7 +235,10 @@ pub(crate) async fn run(args: LoadArgs) -> Result<bool> {
     let mut session = unless_interrupted(open).await?;
     let mut runs = Vec::new();
     let mut violations = 0;
-    for op in &args.op {
+    for (position, op) in args.op.iter().enumerate() {
+        if position > 0 {
+            session.settle(&args.shape).await?;
+        }
         let counts = session.measure(*op, &args.shape).await?;
         violations += counts.violations;
         runs.push(Run::new(args.target, nodes, *op, &args.shape, &counts));

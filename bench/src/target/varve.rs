@@ -240,7 +240,8 @@ fn get_reply(body: &[u8]) -> Result<Reply<'_>, DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use varve_protocol::{Decoder, KeyValueRef, Step, encode_get_reply, encode_put_reply};
+    use varve_protocol::{Decoder, Step, encode_get_reply, encode_put_reply};
+    use varve_types::KeyValueRef;
 
     fn body(frame: &[u8]) -> &[u8] {
         match Decoder::new(1 << 20).step(frame) {
