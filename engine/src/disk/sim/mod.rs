@@ -183,7 +183,7 @@ impl SimDisk {
                 // The same seed decides differently at different points.
                 let mixed = match seed {
                     0 | 1 => seed,
-                    _ => Rng::new(seed ^ (prefix as u64).rotate_left(32)).next() | 2,
+                    _ => Rng::new(seed ^ (prefix as u64).rotate_left(32)).next_u64() | 2,
                 };
                 replay.crash(mixed)
             }
