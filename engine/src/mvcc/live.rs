@@ -84,16 +84,28 @@ impl EventBatch {
 
     /// The events in order. `prev_kv` is filled where the key existed.
     pub fn iter(&self) -> impl Iterator<Item = EventRef<'_>> {
-        self.events.iter().map(|event| {
-            let key = &self.bytes[event.start..event.key_end];
-            let value = &self.bytes[event.key_end..event.value_end];
-            let prev = &self.bytes[event.value_end..event.prev_end];
-            EventRef {
-                kind: event.kind,
-                kv: event.marks.with(key, value),
-                prev_kv: event.prev.map(|marks| marks.with(key, prev)),
-            }
-        })
+        self.events.iter().map(|event| self.event(event))
+    }
+
+    /// The event at `index`.
+    pub fn get(&self, index: usize) -> Option<EventRef<'_>> {
+        self.events.get(index).map(|event| self.event(event))
+    }
+
+    /// Bytes of memory that the events take.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len() + self.events.len() * size_of::<Entry>()
+    }
+
+    fn event(&self, event: &Entry) -> EventRef<'_> {
+        let key = &self.bytes[event.start..event.key_end];
+        let value = &self.bytes[event.key_end..event.value_end];
+        let prev = &self.bytes[event.value_end..event.prev_end];
+        EventRef {
+            kind: event.kind,
+            kv: event.marks.with(key, value),
+            prev_kv: event.prev.map(|marks| marks.with(key, prev)),
+        }
     }
 
     fn push(&mut self, event: &EventRef<'_>) {
@@ -114,10 +126,6 @@ impl EventBatch {
             marks: Marks::new(&event.kv),
             prev: event.prev_kv.as_ref().map(Marks::new),
         });
-    }
-
-    fn size(&self) -> usize {
-        self.bytes.len() + self.events.len() * size_of::<Entry>()
     }
 }
 
@@ -187,7 +195,7 @@ impl Collector {
             return;
         }
         self.batch.push(event);
-        if self.batch.size() > self.max_bytes {
+        if self.batch.bytes() > self.max_bytes {
             self.over = Some((self.batch.first_revision(), revision));
             self.batch = EventBatch::default();
         }

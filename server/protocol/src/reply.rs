@@ -185,6 +185,8 @@ pub fn encode_watch(
 #[derive(Debug)]
 pub struct EventsWriter<'o> {
     out: &'o mut Vec<u8>,
+    watch: u64,
+    header: ResponseHeader,
     start: usize,
     events: u32,
 }
@@ -195,14 +197,22 @@ const EVENT_COUNT_AT: usize = HEADER_SIZE + ResponseHeader::SIZE + 1;
 impl<'o> EventsWriter<'o> {
     /// Starts a frame of `watch` at the end of `out`.
     pub fn new(out: &'o mut Vec<u8>, watch: u64, header: &ResponseHeader) -> Self {
-        let start = begin_frame(out, opcode::WATCH, Flags::REPLY, watch);
-        header.encode(out);
-        WatchResponse::Events(Vec::new()).encode(out);
-        Self {
+        let mut writer = Self {
             out,
-            start,
+            watch,
+            header: *header,
+            start: 0,
             events: 0,
-        }
+        };
+        writer.begin();
+        writer
+    }
+
+    fn begin(&mut self) {
+        self.start = begin_frame(self.out, opcode::WATCH, Flags::REPLY, self.watch);
+        self.header.encode(self.out);
+        WatchResponse::Events(Vec::new()).encode(self.out);
+        self.events = 0;
     }
 
     /// Adds an event.
@@ -230,7 +240,19 @@ impl<'o> EventsWriter<'o> {
 
     /// Ends the frame and returns the credit it uses up. `more` says that the revision of the
     /// last event goes on in the next frame.
-    pub fn finish(self, more: bool) -> usize {
+    pub fn finish(mut self, more: bool) -> usize {
+        self.close(more)
+    }
+
+    /// Ends the frame in the middle of a revision, which goes on in the next one.
+    /// Returns the credit that the ended frame uses up.
+    pub fn cut(&mut self) -> usize {
+        let credit = self.close(true);
+        self.begin();
+        credit
+    }
+
+    fn close(&mut self, more: bool) -> usize {
         let credit = self.body_bytes();
         if more {
             set_flags(self.out, self.start, Flags::REPLY.with(Flags::MORE));
