@@ -148,7 +148,7 @@ async fn measure(target: TargetKind, binary: &Path, args: &CompareArgs) -> Resul
         violations: 0,
     };
     for (op, shape) in plan {
-        session.settle(&args.shape).await?;
+        session.settle().await?;
         let before = read_syncs(target, &cluster.endpoints()).await?;
         let counts = session.measure(op, &shape).await?;
         let after = read_syncs(target, &cluster.endpoints()).await?;

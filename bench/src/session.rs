@@ -18,8 +18,7 @@ use crate::report::{self, Run};
 use crate::spawn::{Cluster, varve_binary};
 use crate::target::Admin;
 
-/// Writes of one round of [`Session::settle`].
-const SETTLE_KEYS: u32 = 8;
+/// etcd drops the buffer of a burst of writes at the second commit after it.
 const SETTLE_ROUNDS: usize = 3;
 /// Longer than etcd's batch interval of 100 ms.
 const SETTLE_PAUSE: Duration = Duration::from_millis(250);
@@ -83,7 +82,7 @@ impl Session {
             });
         }
         self.filled = true;
-        self.settle(shape).await
+        self.settle().await
     }
 
     /// Measures one operation.
@@ -100,28 +99,18 @@ impl Session {
     }
 
     /// Lets the cluster come to rest, so that no phase pays for the one before.
-    ///
-    /// A few small writes, some time apart: etcd 3.4 copies the buffer of its last
-    /// batch of writes for every read until two further batches have shrunk it,
-    /// which makes reads after a burst of writes ten times slower than they need be.
-    pub(crate) async fn settle(&mut self, shape: &LoadShape) -> Result<()> {
-        let few = LoadShape {
-            clients: 1,
-            conns: 1,
-            threads: 1,
-            keys: shape.keys.min(SETTLE_KEYS),
-            ..shape.clone()
-        };
-        for _ in 0..SETTLE_ROUNDS {
-            let total = Total::Operations(u64::from(few.keys));
-            self.phase(Work::Fill, &few, "settle", total).await?;
-            unless_interrupted(async {
+    pub(crate) async fn settle(&self) -> Result<()> {
+        unless_interrupted(async {
+            for _ in 0..SETTLE_ROUNDS {
+                Admin::connect(self.target, &self.members[0])
+                    .await?
+                    .settle()
+                    .await?;
                 tokio::time::sleep(SETTLE_PAUSE).await;
-                Ok(())
-            })
-            .await?;
-        }
-        Ok(())
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Reads everything back, on every member.
@@ -237,7 +226,7 @@ pub(crate) async fn run(args: LoadArgs) -> Result<bool> {
     let mut violations = 0;
     for (position, op) in args.op.iter().enumerate() {
         if position > 0 {
-            session.settle(&args.shape).await?;
+            session.settle().await?;
         }
         let counts = session.measure(*op, &args.shape).await?;
         violations += counts.violations;

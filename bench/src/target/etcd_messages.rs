@@ -58,6 +58,13 @@ pub(crate) struct StatusResponse {
     pub(crate) leader: u64,
 }
 
+/// `LeaseGrantResponse`.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct LeaseGrantResponse {
+    #[prost(int64, tag = "2")]
+    pub(crate) id: i64,
+}
+
 fn bytes_len(bytes: &[u8]) -> usize {
     // One byte of key: all field numbers here are below 16.
     1 + encoded_len_varint(bytes.len() as u64) + bytes.len()
@@ -111,6 +118,15 @@ pub(crate) fn range_request(key: &[u8], end: &[u8], limit: i64, serializable: bo
         encode_varint(1, &mut out);
     }
     debug_assert_eq!(out.len(), 5 + length);
+    out.freeze()
+}
+
+/// A framed message whose first field is `number`: `LeaseGrantRequest` with a TTL
+/// in seconds, `LeaseRevokeRequest` with an id.
+pub(crate) fn number_request(number: i64) -> Bytes {
+    let mut out = start_message(1 + encoded_len_varint(number as u64));
+    encode_key(1, WireType::Varint, &mut out);
+    encode_varint(number as u64, &mut out);
     out.freeze()
 }
 

@@ -108,6 +108,18 @@ impl Admin {
         };
         answer.map_err(|what| BenchError::target(&self.endpoint, what))
     }
+
+    /// Does what the target needs to get over a burst of writes; no key is touched.
+    pub(crate) async fn settle(&mut self) -> Result<()> {
+        match &mut self.link {
+            Link::Varve(_) => Ok(()),
+            #[cfg(feature = "etcd")]
+            Link::Etcd(link) => link
+                .settle()
+                .await
+                .map_err(|what| BenchError::target(&self.endpoint, what)),
+        }
+    }
 }
 
 /// `host:port` of an endpoint that may be written as a URL.
