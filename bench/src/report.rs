@@ -1,18 +1,22 @@
 //! Results as JSON and as a table.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::cli::{LoadShape, OpMix, TargetKind};
 use crate::error::{BenchError, Result};
-use crate::load::slots::Counts;
+use crate::load::counts::Counts;
 use crate::load::verify::Verdict;
 use crate::machine::{Machine, commit};
 
 /// The rate that etcd's documentation names, and that everything is held against.
 pub(crate) const FLOOR_OPS_PER_SEC: f64 = 10_000.0;
+
+/// Shorter ones happen on any busy machine.
+const PAUSE_WORTH_TELLING: Duration = Duration::from_millis(500);
 
 /// One measured phase; the field names are the JSON's.
 #[derive(Debug, Clone, Serialize)]
@@ -187,6 +191,10 @@ pub(crate) fn print_trouble(label: &str, counts: &Counts) {
     for (message, count) in &counts.messages {
         println!("{label}: {count} errors: {message}");
     }
+    if counts.longest_pause >= PAUSE_WORTH_TELLING {
+        let pause = counts.longest_pause.as_millis();
+        println!("{label}: longest pause without a successful answer: {pause} ms");
+    }
     if counts.violations > 0 {
         println!("{label}: {} WRONG ANSWERS, the first:", counts.violations);
         for example in &counts.examples {
@@ -212,6 +220,9 @@ pub(crate) fn print_verdict(label: &str, verdict: &Verdict) {
         grouped(verdict.acknowledged as f64),
         verdict.unacknowledged,
     );
+    for member in &verdict.unreachable {
+        println!("{label}: not verified: {member}");
+    }
     for example in &verdict.examples {
         println!("  {example}");
     }

@@ -8,9 +8,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{LoadArgs, LoadShape, OpMix, Spread, TargetKind};
 use crate::error::{BenchError, Result};
+use crate::load::counts::Counts;
 use crate::load::ledger::Ledger;
 use crate::load::progress::{self, Progress, Total};
-use crate::load::slots::Counts;
 use crate::load::verify::{Baseline, Verdict, verify};
 use crate::load::{Control, Memory, Phase, Work, run_phase};
 use crate::machine::Machine;

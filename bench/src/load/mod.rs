@@ -5,6 +5,7 @@
 //! connections, so that nothing is shared or locked per operation; the threads
 //! meet only to start together and at the end, when their counts are merged.
 
+pub(crate) mod counts;
 pub(crate) mod ledger;
 pub(crate) mod progress;
 pub(crate) mod slots;
@@ -24,8 +25,9 @@ use tokio::task::LocalSet;
 use crate::cli::{LoadShape, OpMix, TargetKind};
 use crate::error::{BenchError, Result};
 use crate::target::Link;
+use counts::Counts;
 use ledger::Ledger;
-use slots::{Counts, Plan, Slot, Window, Worker, WorkerSetup};
+use slots::{Plan, Slot, Window, Worker, WorkerSetup};
 
 /// How long connecting may take before the run is given up.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);

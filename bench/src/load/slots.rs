@@ -5,11 +5,9 @@
 //! [`Worker::issue`] what a free slot does next, and hands the answer to
 //! [`Worker::complete`], which times it, checks it and notes it in the ledger.
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use hdrhistogram::Histogram;
-
+use super::counts::Counts;
 use super::ledger::Ledger;
 use super::value::{self, KEY_SIZE, Rng};
 
@@ -51,6 +49,7 @@ impl Slot {
     }
 
     /// What it last asked for.
+    #[cfg(feature = "etcd")]
     pub(crate) fn kind(&self) -> OpKind {
         self.kind
     }
@@ -125,79 +124,6 @@ pub(crate) struct Window {
     pub(crate) stop_at: Instant,
 }
 
-/// Keeps the first few of something that could be many.
-const EXAMPLES: usize = 16;
-
-/// What a worker counted.
-#[derive(Debug)]
-pub(crate) struct Counts {
-    /// Latencies in nanoseconds of answers within the window.
-    pub(crate) latency: Histogram<u64>,
-    /// Successful answers within the window.
-    pub(crate) measured: u64,
-    /// Successful answers, warm-up and end included.
-    pub(crate) completed: u64,
-    /// Refused, lost and unanswered operations.
-    pub(crate) errors: u64,
-    /// Wrong answers: damaged, stale or missing values.
-    pub(crate) violations: u64,
-    /// The errors' texts and how often.
-    pub(crate) messages: BTreeMap<String, u64>,
-    /// The first violations.
-    pub(crate) examples: Vec<String>,
-}
-
-impl Counts {
-    /// Nothing counted yet.
-    pub(crate) fn new() -> Self {
-        const LONGEST: Duration = Duration::from_secs(600);
-        Self {
-            latency: Histogram::new_with_bounds(1, LONGEST.as_nanos() as u64, 3)
-                .expect("constant bounds are valid"),
-            measured: 0,
-            completed: 0,
-            errors: 0,
-            violations: 0,
-            messages: BTreeMap::new(),
-            examples: Vec::new(),
-        }
-    }
-
-    /// Adds another worker's.
-    pub(crate) fn merge(&mut self, other: Self) {
-        self.latency
-            .add(other.latency)
-            .expect("all histograms have the same bounds");
-        self.measured += other.measured;
-        self.completed += other.completed;
-        self.errors += other.errors;
-        self.violations += other.violations;
-        for (message, count) in other.messages {
-            *self.messages.entry(message).or_default() += count;
-        }
-        self.examples.extend(other.examples);
-        self.examples.truncate(EXAMPLES);
-    }
-
-    fn error(&mut self, message: &str, count: u64) {
-        self.errors += count;
-        if let Some(seen) = self.messages.get_mut(message) {
-            *seen += count;
-        } else if self.messages.len() < EXAMPLES {
-            self.messages.insert(message.to_owned(), count);
-        } else {
-            *self.messages.entry("other errors".into()).or_default() += count;
-        }
-    }
-
-    fn violation(&mut self, key: u32, what: std::fmt::Arguments<'_>) {
-        self.violations += 1;
-        if self.examples.len() < EXAMPLES {
-            self.examples.push(format!("key {key}: {what}"));
-        }
-    }
-}
-
 /// One generator thread's state, shared by its connections.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -208,6 +134,7 @@ pub(crate) struct Worker {
     sequence_step: u64,
     window: Option<Window>,
     stopped: bool,
+    last_success: Option<Instant>,
     outstanding: u64,
     key: [u8; KEY_SIZE],
     value: Vec<u8>,
@@ -245,6 +172,7 @@ impl Worker {
             sequence_step: setup.sequence_step,
             window: None,
             stopped: false,
+            last_success: None,
             outstanding: 0,
             key: [0; KEY_SIZE],
             value: Vec::with_capacity(setup.value_size),
@@ -375,9 +303,19 @@ impl Worker {
             && now < window.stop_at
         {
             self.counts.measured += 1;
+            let since = self
+                .last_success
+                .replace(now)
+                .unwrap_or(window.measure_from);
+            self.note_pause(since, now);
             let nanos = now.duration_since(slot.issued_at).as_nanos() as u64;
             self.counts.latency.saturating_record(nanos);
         }
+    }
+
+    fn note_pause(&mut self, since: Instant, now: Instant) {
+        let pause = now.saturating_duration_since(since);
+        self.counts.longest_pause = self.counts.longest_pause.max(pause);
     }
 
     fn check_read(&mut self, slot: &Slot, serializable: bool, mod_revision: i64, value: &[u8]) {
@@ -409,8 +347,14 @@ impl Worker {
         }
     }
 
-    /// Counts what never got an answer.
+    /// Ends the count: notes a pause that lasted to the end, and what never got an answer.
     pub(crate) fn give_up(&mut self) {
+        if let Some(window) = self.window
+            && !self.stopped
+        {
+            let since = self.last_success.unwrap_or(window.measure_from);
+            self.note_pause(since, window.stop_at);
+        }
         if self.outstanding > 0 {
             self.counts
                 .error("no answer before the end of the run", self.outstanding);
@@ -422,6 +366,7 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn worker(plan: Plan) -> Worker {
         Worker::new(WorkerSetup {

@@ -14,16 +14,20 @@
 //! - the store's revision grew by at least the acknowledged puts of all keys,
 //!   and (where nobody else writes) by no more than the puts sent.
 
+use std::time::Duration;
+
 use varve_types::{KeyRange, KeyValue};
 
 use super::ledger::{KeyRecord, Ledger};
 use super::value;
 use crate::cli::TargetKind;
-use crate::error::Result;
+use crate::error::{BenchError, Result};
 use crate::target::Admin;
 
 /// About this many bytes of values are asked for at a time.
 const PAGE_BYTES: usize = 512 * 1024;
+/// How long a member may take for one page.
+const PAGE_PATIENCE: Duration = Duration::from_secs(15);
 const EXAMPLES: usize = 16;
 
 /// The store before the run.
@@ -57,6 +61,8 @@ impl Baseline {
 /// What the verification found.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
+    /// Members that could not be read, and why.
+    pub(crate) unreachable: Vec<String>,
     /// Members read.
     pub(crate) members: usize,
     /// Keys compared, on all members.
@@ -102,35 +108,69 @@ pub(crate) async fn verify(
         ..Verdict::default()
     };
     for endpoint in endpoints {
-        let mut checker = Checker {
+        let member = Member {
+            target,
             endpoint,
             value_size,
             exclusive,
-            verdict: &mut verdict,
+        };
+        match member.verify(ledger, baseline, &mut verdict).await {
+            Ok(()) => verdict.members += 1,
+            // A member may be down on purpose; the others have to have everything.
+            Err(error) => verdict.unreachable.push(error.to_string()),
+        }
+    }
+    if verdict.members == 0 {
+        return Err(BenchError::Usage(format!(
+            "nothing could be verified: {}",
+            verdict.unreachable.join("; ")
+        )));
+    }
+    Ok(verdict)
+}
+
+struct Member<'a> {
+    target: TargetKind,
+    endpoint: &'a str,
+    value_size: usize,
+    exclusive: bool,
+}
+
+impl Member<'_> {
+    async fn verify(
+        &self,
+        ledger: &Ledger,
+        baseline: &Baseline,
+        verdict: &mut Verdict,
+    ) -> Result<()> {
+        let (issued, acknowledged) = ledger.totals();
+        let mut checker = Checker {
+            endpoint: self.endpoint,
+            value_size: self.value_size,
+            exclusive: self.exclusive,
+            verdict,
         };
         let mut next = 0;
-        let revision = scan(target, endpoint, value_size, |kv| {
-            let Some(key) = value::key_number(&kv.key) else {
+        let revision = scan(self.target, self.endpoint, self.value_size, |kv| {
+            let Some(key) = value::key_number(&kv.key).map(|key| key as usize) else {
                 return;
             };
-            let key = key as usize;
-            if key >= ledger.records().len() {
+            let Some(record) = ledger.records().get(key) else {
                 return;
-            }
+            };
             for absent in next..key {
                 checker.absent(absent, &ledger.records()[absent]);
             }
             next = key + 1;
-            checker.present(key, kv, &ledger.records()[key], baseline.versions[key]);
+            checker.present(key, kv, record, baseline.versions[key]);
         })
         .await?;
-        for absent in next..ledger.records().len() {
-            checker.absent(absent, &ledger.records()[absent]);
+        for (absent, record) in ledger.records().iter().enumerate().skip(next) {
+            checker.absent(absent, record);
         }
         checker.revision(revision - baseline.revision, acknowledged, issued);
-        verdict.members += 1;
+        Ok(())
     }
-    Ok(verdict)
 }
 
 struct Checker<'a> {
@@ -222,7 +262,9 @@ async fn scan(
     let mut from = value::KEY_PREFIX.to_vec();
     let mut admin = Admin::connect(target, endpoint).await?;
     loop {
-        let page = admin.range(&from, &end, limit).await?;
+        let page = tokio::time::timeout(PAGE_PATIENCE, admin.range(&from, &end, limit))
+            .await
+            .map_err(|_| BenchError::target(endpoint, "no answer to a range"))??;
         for kv in &page.kvs {
             visit(kv);
         }
