@@ -166,8 +166,13 @@ fn strip(
             let replaced = change
                 .replaced()
                 .ok_or_else(|| MvccError::damaged(LOG, key, "not a record"))?;
-            // What was replaced within this same revision is the value of an event in it.
-            if replaced.is_some_and(|record| record.modified.main < revision.main) {
+            budget.spend(key.len() + bytes.len());
+            // What was replaced within this same revision is the value of an event
+            // in it: that stays, and so does the tombstone that leads there.
+            if replaced.is_some_and(|record| record.modified.main == revision.main) {
+                return Ok(ControlFlow::Continue(()));
+            }
+            if replaced.is_some() {
                 let without = &bytes[..bytes.len() - change.undo.len()];
                 stripped.push((revision.log_key(), without.to_vec()));
             }
@@ -177,7 +182,6 @@ fn strip(
                     revision,
                 });
             }
-            budget.spend(key.len() + bytes.len());
             Ok(ControlFlow::Continue(()))
         },
     )?;

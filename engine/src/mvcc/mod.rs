@@ -42,6 +42,9 @@ mod varint;
 mod view;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 use crate::backend::TreeId;
 
 pub use check::MvccReport;
