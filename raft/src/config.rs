@@ -1,12 +1,16 @@
 //! What a node is started with.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use varve_engine::disk::Disk;
+
 use crate::initial_cluster::InitialCluster;
+use crate::stores::StoreOpener;
 
 /// Settings of a node. All have etcd's defaults where etcd has them.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Config {
     /// Where log and store are.
     pub data_dir: PathBuf,
@@ -14,16 +18,14 @@ pub struct Config {
     pub name: String,
     /// The URLs it advertises to peers.
     pub advertise_peer_urls: Vec<String>,
-    /// The URLs it advertises to clients; published in the membership.
-    pub advertise_client_urls: Vec<String>,
     /// The members to form a cluster with; ignored once the data directory is initialised.
     pub initial_cluster: InitialCluster,
     /// Tells clusters with the same URLs apart.
     pub initial_cluster_token: String,
-    /// The storage engine: one of `varve_engine::backend::registry::NAMES`.
-    pub engine: String,
-    /// The disk: `uring` or `psync`.
-    pub disk: String,
+    /// The disk that everything is on.
+    pub disk: Arc<dyn Disk>,
+    /// Opens the storage engine.
+    pub open_store: StoreOpener,
     /// Time between heartbeats; one tick.
     pub heartbeat_interval: Duration,
     /// Time without a heartbeat after which a follower stands for election.
@@ -46,19 +48,29 @@ pub struct Config {
     pub max_pending_bytes: usize,
 }
 
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config")
+            .field("data_dir", &self.data_dir)
+            .field("name", &self.name)
+            .field("initial_cluster", &self.initial_cluster)
+            .field("disk", &self.disk)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Config {
     /// A single member named `default` with etcd's default settings.
-    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+    pub fn new(data_dir: impl Into<PathBuf>, disk: Arc<dyn Disk>, open_store: StoreOpener) -> Self {
         let url = "http://localhost:2380".to_owned();
         Self {
             data_dir: data_dir.into(),
             name: "default".to_owned(),
             advertise_peer_urls: vec![url.clone()],
-            advertise_client_urls: vec!["http://localhost:2379".to_owned()],
             initial_cluster: InitialCluster::single("default", url),
             initial_cluster_token: "etcd-cluster".to_owned(),
-            engine: "btree".to_owned(),
-            disk: "uring".to_owned(),
+            disk,
+            open_store,
             heartbeat_interval: Duration::from_millis(100),
             election_timeout: Duration::from_millis(1000),
             snapshot_catchup_entries: 5000,
@@ -76,5 +88,13 @@ impl Config {
     /// timeouts, as in etcd.
     pub fn request_timeout(&self) -> Duration {
         Duration::from_secs(5) + 2 * self.election_timeout
+    }
+
+    /// `duration` in heartbeat intervals, rounded up, at least one.
+    pub(crate) fn ticks(&self, duration: Duration) -> u64 {
+        let tick = self.heartbeat_interval.as_micros().max(1);
+        u64::try_from(duration.as_micros().div_ceil(tick))
+            .unwrap_or(u64::MAX)
+            .max(1)
     }
 }

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 use varve_engine::backend::BackendError;
+use varve_engine::disk::DiskError;
+use varve_engine::mvcc::MvccError;
+use varve_engine::wal::WalError;
 use varve_types::DecodeError;
 
 use crate::initial_cluster::InitialClusterError;
@@ -15,9 +18,21 @@ pub enum RaftError {
     /// The initial cluster is not one that this member can form.
     #[error(transparent)]
     InitialCluster(#[from] InitialClusterError),
+    /// The disk failed.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The log failed, or is damaged.
+    #[error(transparent)]
+    Log(#[from] WalError),
+    /// The storage engine failed.
+    #[error(transparent)]
+    Engine(#[from] BackendError),
     /// The store failed.
     #[error(transparent)]
-    Store(#[from] BackendError),
+    Store(#[from] MvccError),
+    /// A snapshot stream that cannot be taken in.
+    #[error("snapshot: {0}")]
+    Snapshot(String),
     /// The data directory belongs to another member or cluster.
     #[error(
         "{}: this data directory belongs to member {found_member:x} of cluster {found_cluster:x}, \

@@ -5,18 +5,36 @@
 //! members through a [`Transport`] that the server gives it. It opens no
 //! sockets, and no type of raft-rs leaves it.
 
+mod apply;
 mod config;
+mod driver;
+mod entry;
 mod error;
 pub mod identity;
 mod initial_cluster;
+mod log;
+mod logging;
 mod membership;
+mod meta;
 mod metrics;
 mod node;
+mod proposals;
+mod read_index;
+mod ready;
+mod record;
+mod replay;
+mod replica;
+mod shared;
 mod sink;
+mod snapshot;
+mod start;
 mod status;
+mod stores;
 mod transport;
+mod wire;
 
 pub use config::Config;
+pub use entry::push_command;
 pub use error::RaftError;
 pub use initial_cluster::{InitialCluster, InitialClusterError, parse_urls};
 pub use membership::{Member, Membership};
@@ -24,4 +42,5 @@ pub use metrics::{BUCKET_BOUNDS_US, Histogram, Metrics};
 pub use node::{Node, NodeHandle, SnapshotReceiver, Watchers};
 pub use sink::{Completion, Proposal, ReadSink, ReplySink};
 pub use status::Status;
+pub use stores::StoreOpener;
 pub use transport::{NoTransport, SnapshotChunk, SnapshotStream, Transport};

@@ -1,20 +1,42 @@
-//! The handle to a running node.
+//! A running node, and the handle that connections use.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use varve_engine::backend::Stats;
+use crossbeam::channel::{self, Sender};
+use varve_engine::backend::Backend;
 use varve_engine::mvcc::{LiveEvents, View};
-use varve_engine::wal::WalStats;
+use varve_engine::wal::{Committer, WalConfig, WalStats};
 use varve_types::ApiError;
 
+use crate::apply::Applier;
 use crate::config::Config;
+use crate::driver::{self, CheckpointPolicy, Outlets};
 use crate::error::RaftError;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
+use crate::replica::{Input, Replica, Settings};
+use crate::shared::{Current, Shared};
 use crate::sink::{Proposal, ReadSink};
+use crate::snapshot::Incoming;
+use crate::start;
 use crate::status::Status;
 use crate::transport::Transport;
+
+/// Idle time after which the log writes a mark.
+const LOG_IDLE: Duration = Duration::from_millis(500);
+
+/// Bytes of other members' messages that may wait; more are dropped, as Raft allows.
+const MAX_PEER_BYTES: usize = 256 << 20;
+
+/// Bytes of committed entries that wait in memory to be applied; more wait on disk.
+const MAX_APPLY_BYTES: usize = 64 << 20;
+
+/// Time after which a round of ReadIndex that got no answer is asked for again, as in etcd.
+const READ_RETRY: Duration = Duration::from_millis(500);
 
 /// Takes the events of each applied batch, on the apply thread; must not block.
 pub trait Watchers: Send {
@@ -29,21 +51,86 @@ impl Watchers for () {
 }
 
 /// A running node. Dropping it stops it without handing over leadership.
-#[derive(Debug)]
 pub struct Node {
     handle: NodeHandle,
+    threads: Option<Threads>,
+    election_timeout: Duration,
+}
+
+struct Threads {
+    replica: JoinHandle<Committer>,
+    apply: JoinHandle<()>,
+    checkpoint: JoinHandle<()>,
+    log_reader: JoinHandle<()>,
+    stop_checkpoints: Sender<()>,
 }
 
 impl Node {
-    /// Opens or creates the data directory, recovers, and starts the threads.
+    /// Opens or makes the data directory, recovers, and starts the threads.
     /// The caller holds the lock on the data directory.
     pub fn start(
         config: Config,
         transport: Box<dyn Transport>,
         watchers: Box<dyn Watchers>,
     ) -> Result<Self, RaftError> {
-        let _ = (config, transport, watchers);
-        unimplemented!()
+        let wal_config = WalConfig {
+            segment_bytes: config.wal_segment_bytes,
+            ..WalConfig::default()
+        };
+        let started = start::open(&config, wal_config)?;
+        let (inputs, input_queue) = channel::unbounded();
+        let reader = started.wal.reader();
+        let committer =
+            Committer::spawn(started.wal, LOG_IDLE, driver::on_committed(inputs.clone()))
+                .map_err(|error| RaftError::Stopped(format!("no thread for the log: {error}")))?;
+        let shared = Arc::new(Shared::new(
+            started.identity,
+            inputs,
+            Current::of(&started.store, started.replayed.marker.store),
+            started.membership.clone(),
+            committer.stats(),
+            started.files,
+            started.next_store,
+            config.max_pending_bytes,
+        ));
+        let applied = started.store.view().applied().index;
+        tracing::info!(
+            "starting member {:x} in cluster {:x} at commit index {}",
+            started.identity.member_id,
+            started.identity.cluster_id,
+            started.replayed.hard_state.commit.max(applied)
+        );
+        let replica = Replica::new(
+            settings(&config, started.identity.member_id),
+            started.replayed,
+            started.membership.clone(),
+            applied,
+        )?;
+        shared.set_status(&replica.status());
+        let applier = Applier::new(
+            started.store,
+            started.membership,
+            reader.clone(),
+            watchers,
+            shared.metrics.clone(),
+        );
+        let threads = Threads::spawn(
+            &config,
+            &shared,
+            ThreadParts {
+                replica,
+                input_queue,
+                committer,
+                transport,
+                applier,
+                reader,
+            },
+        )?;
+        Ok(Self {
+            handle: NodeHandle { shared },
+            threads: Some(threads),
+            election_timeout: config.election_timeout,
+        })
     }
 
     /// The handle that connections use.
@@ -51,99 +138,350 @@ impl Node {
         &self.handle
     }
 
-    /// Hands leadership over if there is someone to take it, makes a
-    /// checkpoint, stops the threads and waits for them.
-    pub fn shutdown(self) -> Result<(), RaftError> {
-        unimplemented!()
+    /// Hands leadership over if there is someone to take it, stops the threads,
+    /// and makes a checkpoint. An error says what went wrong, now or before.
+    pub fn shutdown(mut self) -> Result<(), RaftError> {
+        self.hand_over();
+        self.stop()
+    }
+
+    fn hand_over(&self) {
+        let shared = &self.handle.shared;
+        let deadline = Instant::now() + self.election_timeout;
+        let is_leader = || shared.leader() == shared.identity.member_id;
+        if shared.membership.load().members().count() < 2 || !is_leader() {
+            return;
+        }
+        if shared.inputs.send(Input::TransferLeader(None)).is_err() {
+            return;
+        }
+        while is_leader() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn stop(&mut self) -> Result<(), RaftError> {
+        let Some(threads) = self.threads.take() else {
+            return Ok(());
+        };
+        let shared = &self.handle.shared;
+        // If the replica has stopped already there is nobody to tell.
+        let _ = shared.inputs.send(Input::Stop);
+        let gone = |name: &str| RaftError::Stopped(format!("the {name} thread panicked"));
+        drop(threads.stop_checkpoints);
+        threads.checkpoint.join().map_err(|_| gone("checkpoint"))?;
+        // The ends of the queues that the replica held close one thread after the other.
+        let committer = threads.replica.join().map_err(|_| gone("replica"))?;
+        threads.apply.join().map_err(|_| gone("apply"))?;
+        threads.log_reader.join().map_err(|_| gone("log reader"))?;
+        if let Some(reason) = shared.failure() {
+            return Err(RaftError::Stopped(reason));
+        }
+        committer.shutdown()?;
+        driver::checkpoint(shared)?;
+        Ok(())
     }
 }
 
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            tracing::error!("{error}");
+        }
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node")
+            .field("handle", &self.handle)
+            .finish_non_exhaustive()
+    }
+}
+
+fn settings(config: &Config, member_id: u64) -> Settings {
+    Settings {
+        member_id,
+        election_ticks: usize::try_from(config.ticks(config.election_timeout))
+            .unwrap_or(usize::MAX),
+        request_timeout_ticks: config.ticks(config.request_timeout()),
+        read_retry_ticks: config.ticks(READ_RETRY),
+        max_pending_bytes: config.max_pending_bytes,
+        max_apply_bytes: MAX_APPLY_BYTES,
+        catchup_entries: config.snapshot_catchup_entries,
+        catchup_bytes: config.snapshot_catchup_bytes,
+        incarnation: random(),
+    }
+}
+
+/// A random number, from the keys that std draws for its hash maps.
+fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    // Half of the range, so that counting up from it does not overflow.
+    RandomState::new().build_hasher().finish() >> 1
+}
+
+struct ThreadParts {
+    replica: Replica,
+    input_queue: channel::Receiver<Input>,
+    committer: Committer,
+    transport: Box<dyn Transport>,
+    applier: Applier,
+    reader: varve_engine::wal::WalReader,
+}
+
+impl Threads {
+    fn spawn(config: &Config, shared: &Arc<Shared>, parts: ThreadParts) -> Result<Self, RaftError> {
+        let (apply_jobs, apply_queue) = channel::unbounded();
+        let (fetches, fetch_queue) = channel::unbounded();
+        let (stop_checkpoints, stop) = channel::bounded(0);
+        let policy = CheckpointPolicy {
+            bytes: config.checkpoint_bytes,
+            entries: config.snapshot_count,
+            interval: config.checkpoint_interval,
+        };
+        let ThreadParts {
+            replica,
+            input_queue,
+            committer,
+            transport,
+            applier,
+            reader,
+        } = parts;
+        let outlets = Outlets {
+            committer,
+            apply: apply_jobs,
+            fetch: fetches,
+            transport,
+        };
+        let tick = config.heartbeat_interval;
+        Ok(Self {
+            replica: spawn("varve-replica", shared, move |shared| {
+                driver::run_replica(replica, &input_queue, outlets, shared, tick)
+            })?,
+            apply: spawn("varve-apply", shared, move |shared| {
+                driver::run_apply(applier, &apply_queue, shared);
+            })?,
+            checkpoint: spawn("varve-checkpoint", shared, move |shared| {
+                driver::run_checkpoints(policy, &stop, shared);
+            })?,
+            log_reader: spawn("varve-log-reader", shared, move |shared| {
+                driver::run_log_reader(&reader, &fetch_queue, shared);
+            })?,
+            stop_checkpoints,
+        })
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    shared: &Arc<Shared>,
+    run: impl FnOnce(&Arc<Shared>) -> T + Send + 'static,
+) -> Result<JoinHandle<T>, RaftError> {
+    let shared = shared.clone();
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || run(&shared))
+        .map_err(|error| RaftError::Stopped(format!("no thread {name}: {error}")))
+}
+
 /// What connections do with a node. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct NodeHandle {}
+#[derive(Clone)]
+pub struct NodeHandle {
+    shared: Arc<Shared>,
+}
 
 impl NodeHandle {
-    /// Puts commands into the log. The sink is called exactly once; at once,
-    /// if too much waits already.
+    /// Puts commands into the log. The sink is called exactly once; at once, if
+    /// too much waits already.
     pub fn propose(&self, proposal: Proposal) {
-        let _ = proposal;
-        unimplemented!()
+        let shared = &*self.shared;
+        if shared.is_stopped.load(Ordering::Relaxed) {
+            return proposal.sink.refuse(ApiError::Stopped);
+        }
+        let bytes = proposal.commands.len();
+        let before = shared.proposal_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before + bytes > shared.max_pending_bytes {
+            shared.proposal_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return proposal.sink.refuse(ApiError::TooManyRequests);
+        }
+        if let Err(error) = shared.inputs.send(Input::Propose(proposal))
+            && let Input::Propose(proposal) = error.0
+        {
+            proposal.sink.refuse(ApiError::Stopped);
+        }
     }
 
     /// Calls the sink with a view that holds all that was acknowledged by any
     /// member before now.
     pub fn read(&self, sink: Box<dyn ReadSink>) {
-        let _ = sink;
-        unimplemented!()
+        if self.shared.is_stopped.load(Ordering::Relaxed) {
+            return sink.refuse(ApiError::Stopped);
+        }
+        if let Err(error) = self.shared.inputs.send(Input::Read(sink))
+            && let Input::Read(sink) = error.0
+        {
+            sink.refuse(ApiError::Stopped);
+        }
     }
 
     /// The newest state that this member has, for serializable reads.
     pub fn view(&self) -> Arc<View> {
-        unimplemented!()
+        self.shared.current.load().reader.view()
+    }
+
+    /// The engine in use, for its sizes. Another one after a snapshot came in.
+    pub fn backend(&self) -> Arc<dyn Backend> {
+        self.shared.current.load().backend.clone()
     }
 
     /// Hands in a message from another member: bytes that its `Transport` was given.
     pub fn peer_message(&self, from: u64, message: Bytes) {
-        let _ = (from, message);
-        unimplemented!()
+        let shared = &*self.shared;
+        let bytes = message.len();
+        let before = shared.peer_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before + bytes > MAX_PEER_BYTES {
+            shared.peer_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return;
+        }
+        let _ = shared.inputs.send(Input::Peer {
+            from,
+            bytes: message,
+        });
     }
 
     /// Reports that a member cannot be reached, or that messages to it were dropped.
     pub fn peer_unreachable(&self, id: u64) {
-        let _ = id;
-        unimplemented!()
+        let _ = self.shared.inputs.send(Input::Unreachable(id));
     }
 
-    /// Starts to take a snapshot in that another member sends.
-    pub fn snapshot_receiver(&self, from: u64) -> Box<dyn SnapshotReceiver> {
-        let _ = from;
-        unimplemented!()
+    /// Starts to take a snapshot in that member `from` streams.
+    pub fn snapshot_receiver(&self, from: u64) -> SnapshotReceiver {
+        let shared = self.shared.clone();
+        let incoming = Incoming::new(
+            from,
+            shared.identity.member_id,
+            shared.metrics.applied_index.load(Ordering::Relaxed),
+            shared.files.clone(),
+            shared.loading.clone(),
+        );
+        SnapshotReceiver { incoming, shared }
     }
 
     /// What the node says of itself.
     pub fn status(&self) -> Status {
-        unimplemented!()
+        let shared = &*self.shared;
+        let mut errors = Vec::new();
+        let leader = if shared.is_stopped.load(Ordering::Relaxed) {
+            0
+        } else {
+            shared.leader()
+        };
+        if leader == 0 {
+            errors.push(ApiError::NoLeader.to_string());
+        }
+        errors.extend(shared.failure());
+        Status {
+            member_id: shared.identity.member_id,
+            cluster_id: shared.identity.cluster_id,
+            leader,
+            term: shared.term(),
+            last_index: shared.last_index(),
+            commit_index: shared.metrics.committed_index.load(Ordering::Relaxed),
+            applied_index: shared.metrics.applied_index.load(Ordering::Relaxed),
+            is_learner: shared.is_learner(),
+            errors,
+        }
+    }
+
+    /// Why the node stopped by itself, if it did. The process should end then.
+    pub fn failure(&self) -> Option<String> {
+        self.shared.failure()
+    }
+
+    /// This member's id.
+    pub fn member_id(&self) -> u64 {
+        self.shared.identity.member_id
+    }
+
+    /// The cluster's id.
+    pub fn cluster_id(&self) -> u64 {
+        self.shared.identity.cluster_id
+    }
+
+    /// The Raft term, for response headers.
+    pub fn term(&self) -> u64 {
+        self.shared.term()
     }
 
     /// The members as of the last applied entry.
     pub fn members(&self) -> Arc<Membership> {
-        unimplemented!()
+        self.shared.membership.load_full()
     }
 
     /// Asks that `id` become leader. Only the leader can, and only to a voter:
-    /// `NotLeader`, `BadLeaderTransferee`. To itself succeeds at once.
+    /// `NotLeader`, `BadLeaderTransferee`. To itself succeeds at once; else it is
+    /// under way when this returns, and [`NodeHandle::status`] shows when it is done.
     pub fn transfer_leader(&self, id: u64) -> Result<(), ApiError> {
-        let _ = id;
-        unimplemented!()
+        let own_id = self.member_id();
+        if self.shared.leader() != own_id {
+            return Err(ApiError::NotLeader);
+        }
+        match self.members().get(id) {
+            Some(member) if !member.is_learner => {}
+            _ => return Err(ApiError::BadLeaderTransferee),
+        }
+        if id != own_id {
+            let input = Input::TransferLeader(Some(id));
+            self.shared
+                .inputs
+                .send(input)
+                .map_err(|_| ApiError::Stopped)?;
+        }
+        Ok(())
     }
 
-    /// Sizes of the store, for `endpoint status` and `/metrics`.
-    pub fn storage(&self) -> Stats {
-        unimplemented!()
-    }
-
-    /// Figures of the log, for `/metrics`.
-    pub fn wal_stats(&self) -> Arc<WalStats> {
-        unimplemented!()
-    }
-
-    /// The disk in use (`uring` or `psync`), and why it is not the one that was asked for.
-    pub fn disk(&self) -> (&'static str, Option<String>) {
-        unimplemented!()
+    /// Makes a checkpoint now; the index that it covers. Waits for the disk.
+    pub fn checkpoint(&self) -> Result<u64, RaftError> {
+        driver::checkpoint(&self.shared)
     }
 
     /// Figures for `/metrics`.
-    pub fn metrics(&self) -> Arc<Metrics> {
-        unimplemented!()
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.shared.metrics
+    }
+
+    /// The log's figures for `/metrics`.
+    pub fn wal_stats(&self) -> &Arc<WalStats> {
+        &self.shared.wal_stats
+    }
+}
+
+impl std::fmt::Debug for NodeHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NodeHandle")
+            .field("status", &self.status())
+            .finish()
     }
 }
 
 /// Takes in one snapshot stream. Writes to disk: not on an async worker.
-/// Dropping it before `finish` abandons the snapshot.
-pub trait SnapshotReceiver: Send {
-    /// The next part, in order. An error ends the stream.
-    fn chunk(&mut self, bytes: Bytes) -> Result<(), RaftError>;
+/// Dropping it before [`SnapshotReceiver::finish`] abandons the snapshot.
+pub struct SnapshotReceiver {
+    incoming: Incoming,
+    shared: Arc<Shared>,
+}
 
-    /// After the last part: hands the loaded store to the replica.
-    fn finish(self: Box<Self>) -> Result<(), RaftError>;
+impl SnapshotReceiver {
+    /// The next part, in order. An error ends the stream.
+    pub fn chunk(&mut self, bytes: &Bytes) -> Result<(), RaftError> {
+        self.incoming.chunk(bytes)
+    }
+
+    /// After the part that was marked as the last: hands the loaded store to the replica.
+    pub fn finish(self) -> Result<(), RaftError> {
+        let loaded = self.incoming.finish()?;
+        let sent = self.shared.inputs.send(Input::SnapshotLoaded(loaded));
+        sent.map_err(|_| RaftError::Stopped("shutting down".to_owned()))
+    }
 }

@@ -1,0 +1,280 @@
+//! The applier: the store's single writer.
+//!
+//! Committed entries become batches of the store; each batch is published with
+//! the index of its last entry, so data and index cannot part. Membership changes
+//! are part of the batch. What a command is answered is a function of the log:
+//! the same on every member, also for commands that do not decode.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use bytes::Bytes;
+use varve_engine::backend::Applied;
+use varve_engine::mvcc::{
+    BatchOptions, CommandResponse, CompactBudget, LiveEvents, Reply, Store, View, WriteTxn,
+};
+use varve_engine::wal::WalReader;
+use varve_types::{ApiError, Command};
+
+use crate::entry::{self, Commands};
+use crate::error::RaftError;
+use crate::log;
+use crate::membership::Membership;
+use crate::meta;
+use crate::metrics::Metrics;
+use crate::node::Watchers;
+use crate::replica::{EntryData, ToApply};
+use crate::sink::{Completion, ReplySink};
+use crate::snapshot::LoadedStore;
+
+/// Owns the store and applies to it.
+pub(crate) struct Applier {
+    store: Store,
+    membership: Arc<Membership>,
+    reader: WalReader,
+    watchers: Box<dyn Watchers>,
+    options: BatchOptions,
+    metrics: Arc<Metrics>,
+    applied: Applied,
+    /// Answers to hand out once the batch is published.
+    answers: Vec<(Box<dyn ReplySink>, Vec<Reply>)>,
+}
+
+/// What a batch came to.
+pub(crate) struct AppliedBatch {
+    /// Index of its last entry.
+    pub(crate) index: u64,
+    /// The members, if it changed them.
+    pub(crate) membership: Option<Arc<Membership>>,
+}
+
+impl Applier {
+    /// Goes on with a store that was opened or bootstrapped.
+    pub(crate) fn new(
+        store: Store,
+        membership: Arc<Membership>,
+        reader: WalReader,
+        watchers: Box<dyn Watchers>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let applied = store.view().applied();
+        let options = BatchOptions {
+            collect_events: true,
+            ..BatchOptions::default()
+        };
+        Self {
+            store,
+            membership,
+            reader,
+            watchers,
+            options,
+            metrics,
+            applied,
+            answers: Vec::new(),
+        }
+    }
+
+    /// The store.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The members as of the last batch.
+    pub(crate) fn membership(&self) -> &Arc<Membership> {
+        &self.membership
+    }
+
+    /// Applies the entries as one batch, publishes it, and answers those who
+    /// proposed them. `term` goes into the answers.
+    pub(crate) fn apply(
+        &mut self,
+        entries: Vec<ToApply>,
+        term: u64,
+    ) -> Result<AppliedBatch, RaftError> {
+        let started = Instant::now();
+        let mut applied = self.applied;
+        let mut membership = None;
+        let mut commands = 0;
+        let mut txn = self.store.begin(self.options)?;
+        let mut batch = Batch {
+            membership: &self.membership,
+            changed: &mut membership,
+            answers: &mut self.answers,
+            commands: &mut commands,
+        };
+        for entry in entries {
+            if entry.index <= applied.index {
+                continue; // the store had it already before the restart
+            }
+            applied = Applied {
+                term: entry.term,
+                index: entry.index,
+            };
+            let data = match entry.data {
+                EntryData::Here(data) => data,
+                EntryData::At(lsn) => log::read_entry(&self.reader, lsn, entry.index)?.data,
+            };
+            batch.entry(&mut txn, entry.index, &data, entry.sinks)?;
+        }
+        if let Some(changed) = &membership {
+            txn.put_meta(meta::MEMBERS, &meta::encode_members(changed))?;
+        }
+        let published = txn.publish(applied)?;
+        self.applied = applied;
+        let membership = membership.map(Arc::new);
+        if let Some(changed) = &membership {
+            self.membership = changed.clone();
+        }
+        self.answer(published.events, published.view, term);
+        self.metrics
+            .commands_applied
+            .fetch_add(commands, Ordering::Relaxed);
+        self.metrics.batches_applied.fetch_add(1, Ordering::Relaxed);
+        self.metrics.apply_duration.observe(started.elapsed());
+        Ok(AppliedBatch {
+            index: applied.index,
+            membership,
+        })
+    }
+
+    fn answer(&mut self, events: LiveEvents, view: Arc<View>, term: u64) {
+        self.metrics
+            .proposals_applied
+            .fetch_add(self.answers.len() as u64, Ordering::Relaxed);
+        for (sink, replies) in self.answers.drain(..) {
+            sink.complete(Completion { term, replies });
+        }
+        if !matches!(events, LiveEvents::None) {
+            self.watchers.notify(events, view);
+        }
+    }
+
+    /// Refuses those who wait for the batch that failed.
+    pub(crate) fn abandon(&mut self) {
+        for (sink, _) in self.answers.drain(..) {
+            sink.refuse(ApiError::Stopped);
+        }
+    }
+
+    /// Goes on with a store that another member sent; the old one is returned.
+    pub(crate) fn install(&mut self, loaded: LoadedStore) -> (Store, AppliedBatch) {
+        let first = self.store.view().revision() + 1;
+        let old = std::mem::replace(&mut self.store, loaded.store);
+        let view = self.store.view();
+        self.applied = view.applied();
+        self.membership = Arc::new(loaded.membership);
+        let last = view.revision();
+        if last >= first {
+            self.watchers
+                .notify(LiveEvents::ReadFromStore { first, last }, view);
+        }
+        let batch = AppliedBatch {
+            index: self.applied.index,
+            membership: Some(self.membership.clone()),
+        };
+        (old, batch)
+    }
+
+    /// Removes some compacted history; whether there is more.
+    pub(crate) fn compact_step(&mut self) -> Result<bool, RaftError> {
+        if !self.store.compaction_pending() {
+            return Ok(false);
+        }
+        let mut txn = self.store.begin(BatchOptions::default())?;
+        let more = txn.compact_step(CompactBudget::default())?;
+        txn.publish(self.applied)?;
+        Ok(more)
+    }
+}
+
+/// What entries of one batch share.
+struct Batch<'a> {
+    membership: &'a Membership,
+    changed: &'a mut Option<Membership>,
+    answers: &'a mut Vec<(Box<dyn ReplySink>, Vec<Reply>)>,
+    commands: &'a mut u64,
+}
+
+impl Batch<'_> {
+    fn entry(
+        &mut self,
+        txn: &mut WriteTxn<'_>,
+        index: u64,
+        data: &Bytes,
+        sinks: Vec<Option<Box<dyn ReplySink>>>,
+    ) -> Result<(), RaftError> {
+        if data.is_empty() {
+            return Ok(()); // a new leader's first entry
+        }
+        if let Err(error) = entry::validate(data) {
+            // Every member sees the same bytes and skips them alike.
+            tracing::error!("entry {index} is skipped: {error}");
+            return Ok(());
+        }
+        let (_, mut proposals) = match entry::decode(data) {
+            Ok(decoded) => decoded,
+            Err(_) => return Ok(()),
+        };
+        let mut sinks = sinks.into_iter();
+        while let Ok(Some((count, commands))) = proposals.next_proposal() {
+            match sinks.next().flatten() {
+                Some(sink) => {
+                    let mut replies = Vec::with_capacity(count as usize);
+                    self.commands(txn, commands, |reply| replies.push(reply))?;
+                    self.answers.push((sink, replies));
+                }
+                None => self.silent(txn, commands)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn commands(
+        &mut self,
+        txn: &mut WriteTxn<'_>,
+        mut commands: Commands<'_>,
+        mut reply: impl FnMut(Reply),
+    ) -> Result<(), RaftError> {
+        while let Ok(Some((opcode, body))) = commands.next_command() {
+            *self.commands += 1;
+            reply(match Command::decode_body(opcode, body) {
+                Ok(Command::MemberAttributes(attributes)) => {
+                    self.publish_member(attributes);
+                    let result = Ok(CommandResponse::MemberAttributes);
+                    Reply {
+                        revision: txn.revision(),
+                        result,
+                    }
+                }
+                Ok(command) => txn.apply(&command)?,
+                Err(_) => Reply {
+                    revision: txn.revision(),
+                    result: Err(ApiError::NotCapable),
+                },
+            });
+        }
+        Ok(())
+    }
+
+    fn silent(
+        &mut self,
+        txn: &mut WriteTxn<'_>,
+        mut commands: Commands<'_>,
+    ) -> Result<(), RaftError> {
+        while let Ok(Some((opcode, body))) = commands.next_command() {
+            *self.commands += 1;
+            match Command::decode_body(opcode, body) {
+                Ok(Command::MemberAttributes(attributes)) => self.publish_member(attributes),
+                Ok(command) => txn.apply_silent(&command)?,
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn publish_member(&mut self, attributes: varve_types::MemberAttributes) {
+        let members = self.changed.get_or_insert_with(|| self.membership.clone());
+        members.publish(attributes);
+    }
+}

@@ -1,0 +1,419 @@
+//! The threads around a replica.
+//!
+//! | thread | does | waits for |
+//! |---|---|---|
+//! | replica | steps the state machine | inputs, the next tick |
+//! | log (the engine's) | group commit | disk |
+//! | apply | applies, publishes, answers; compacts when idle | committed entries |
+//! | checkpoint | makes the store durable, now and then | disk |
+//! | log reader | reads old entries for followers that lag | disk |
+//!
+//! The replica never waits for any of the others: ticks and heartbeats go on
+//! whatever the disk does.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use varve_engine::backend::memory;
+use varve_engine::wal::{Committer, Completion, WalReader};
+
+use crate::apply::{AppliedBatch, Applier};
+use crate::error::RaftError;
+use crate::log::{self, Fetch};
+use crate::replica::{ApplyJob, Input, Output, Replica, ToApply};
+use crate::shared::{Current, Shared};
+use crate::snapshot::{LoadedStore, Outgoing};
+use crate::transport::Transport;
+
+/// Inputs taken in one turn, so that ticks come through.
+const MAX_INPUTS_PER_TURN: usize = 4096;
+
+/// Entries that are applied as one batch.
+const MAX_BATCH_ENTRIES: usize = 4096;
+
+/// Batches between two steps of compaction while there is no idle moment.
+const BATCHES_PER_COMPACTION_STEP: u32 = 8;
+
+/// How often the checkpoint thread looks whether one is due.
+const CHECKPOINT_POLL: Duration = Duration::from_millis(200);
+
+/// Least time between two checkpoints that are made for their count of entries.
+const MIN_CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Where the replica's outputs go.
+pub(crate) struct Outlets {
+    pub(crate) committer: Committer,
+    pub(crate) apply: Sender<ApplyJob>,
+    pub(crate) fetch: Sender<Fetch>,
+    pub(crate) transport: Box<dyn Transport>,
+}
+
+/// What the log's thread calls when a group is durable.
+pub(crate) fn on_committed(inputs: Sender<Input>) -> impl FnMut(Completion) + Send + 'static {
+    move |completion| {
+        let Completion {
+            ticket,
+            group,
+            result,
+        } = completion;
+        let input = match result {
+            Ok(committed) => Input::Persisted {
+                ticket,
+                committed,
+                group,
+            },
+            Err(error) => Input::LogFailed(error.into()),
+        };
+        // The replica is gone only when the node has stopped.
+        let _ = inputs.send(input);
+    }
+}
+
+/// The replica's thread. Returns the committer, for a clean end.
+pub(crate) fn run_replica(
+    mut replica: Replica,
+    inputs: &Receiver<Input>,
+    mut outlets: Outlets,
+    shared: &Arc<Shared>,
+    tick: Duration,
+) -> Committer {
+    let run = AssertUnwindSafe(|| replica_loop(&mut replica, inputs, &mut outlets, shared, tick));
+    match std::panic::catch_unwind(run) {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => shared.fail(error.to_string()),
+        Err(panic) => shared.fail(format!("a bug in the replica: {}", panic_text(&*panic))),
+    }
+    shared.is_stopped.store(true, Ordering::SeqCst);
+    shared.metrics.has_leader.store(false, Ordering::Relaxed);
+    shared.metrics.is_leader.store(false, Ordering::Relaxed);
+    // A replica that panicked may be half done, but its waiting sinks are whole.
+    replica.stop();
+    for input in inputs.try_iter() {
+        if let Input::Propose(_) | Input::Read(_) = input {
+            let _ = replica.step(input);
+        }
+    }
+    outlets.committer
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("unknown")
+}
+
+fn replica_loop(
+    replica: &mut Replica,
+    inputs: &Receiver<Input>,
+    outlets: &mut Outlets,
+    shared: &Arc<Shared>,
+    tick: Duration,
+) -> Result<(), RaftError> {
+    let mut next_tick = Instant::now() + tick;
+    let mut output = Output::default();
+    loop {
+        replica.poll(&mut output)?;
+        shared.set_status(&replica.status());
+        dispatch(replica, &mut output, outlets, shared)?;
+
+        match inputs.recv_deadline(next_tick) {
+            Ok(Input::Stop) => return Ok(()),
+            Ok(input) => step(replica, input, shared)?,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        }
+        for _ in 0..MAX_INPUTS_PER_TURN {
+            match inputs.try_recv() {
+                Ok(Input::Stop) => return Ok(()),
+                Ok(input) => step(replica, input, shared)?,
+                Err(_) => break,
+            }
+        }
+        let now = Instant::now();
+        if now >= next_tick {
+            replica.step(Input::Tick)?;
+            // After a pause of the process one tick passes, not all that were missed.
+            next_tick = (next_tick + tick).max(now + tick / 2);
+        }
+    }
+}
+
+fn step(replica: &mut Replica, input: Input, shared: &Shared) -> Result<(), RaftError> {
+    match &input {
+        Input::Propose(proposal) => {
+            shared
+                .proposal_bytes
+                .fetch_sub(proposal.commands.len(), Ordering::Relaxed);
+        }
+        Input::Peer { bytes, .. } => {
+            shared.peer_bytes.fetch_sub(bytes.len(), Ordering::Relaxed);
+        }
+        _ => {}
+    }
+    replica.step(input)
+}
+
+fn dispatch(
+    replica: &Replica,
+    output: &mut Output,
+    outlets: &mut Outlets,
+    shared: &Arc<Shared>,
+) -> Result<(), RaftError> {
+    for write in output.writes.drain(..) {
+        outlets.committer.submit(write.ticket, write.group)?;
+    }
+    for (to, messages) in output.messages.drain(..) {
+        outlets.transport.send(to, messages);
+    }
+    for job in output.apply.drain(..) {
+        if outlets.apply.send(job).is_err() {
+            return Err(RaftError::Stopped("the apply thread is gone".to_owned()));
+        }
+    }
+    if !output.reads.is_empty() {
+        let view = shared.current.load().reader.view();
+        let term = replica.status().term;
+        for sink in output.reads.drain(..) {
+            sink.ready(view.clone(), term);
+        }
+    }
+    for (to, message) in output.snapshots.drain(..) {
+        send_snapshot(to, message, outlets, shared);
+    }
+    for fetch in output.fetches.drain(..) {
+        // Without the reader raft-rs asks again later.
+        let _ = outlets.fetch.send(fetch);
+    }
+    if let Some(lsn) = output.release.take() {
+        outlets.committer.release(lsn);
+    }
+    for loaded in output.discard.drain(..) {
+        discard(loaded, shared);
+    }
+    Ok(())
+}
+
+fn send_snapshot(
+    to: u64,
+    message: raft::eraftpb::Message,
+    outlets: &mut Outlets,
+    shared: &Arc<Shared>,
+) {
+    let inputs = shared.inputs.clone();
+    let report = Box::new(move |delivered| {
+        let _ = inputs.send(Input::SnapshotSent { to, delivered });
+    });
+    let view = shared.current.load().reader.view();
+    tracing::info!(
+        "sending member {to:x} a snapshot of index {}",
+        view.applied().index
+    );
+    match Outgoing::new(message, view, report) {
+        Ok(stream) => {
+            shared
+                .metrics
+                .snapshots_sent
+                .fetch_add(1, Ordering::Relaxed);
+            outlets.transport.send_snapshot(to, Box::new(stream));
+        }
+        Err(error) => tracing::warn!("snapshot for member {to:x}: {error}"),
+    }
+}
+
+/// Removes a store that is not going to be used. Not on the replica's thread:
+/// unmapping a large file takes its time.
+fn discard(loaded: LoadedStore, shared: &Arc<Shared>) {
+    let shared = shared.clone();
+    let number = loaded.store_number;
+    std::thread::spawn(move || {
+        let LoadedStore { store, _permit, .. } = loaded;
+        drop(store);
+        if let Err(error) = shared.files.remove(number) {
+            tracing::warn!("cannot remove store {number}: {error}");
+        }
+    });
+}
+
+/// The applier's thread.
+pub(crate) fn run_apply(mut applier: Applier, jobs: &Receiver<ApplyJob>, shared: &Arc<Shared>) {
+    let run = AssertUnwindSafe(|| apply_loop(&mut applier, jobs, shared));
+    match std::panic::catch_unwind(run) {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => shared.fail(error.to_string()),
+        Err(panic) => shared.fail(format!("a bug in the store: {}", panic_text(&*panic))),
+    }
+    applier.abandon();
+    for job in jobs.try_iter() {
+        if let ApplyJob::Entries(entries) = job {
+            for sink in entries.into_iter().flat_map(|entry| entry.sinks).flatten() {
+                sink.refuse(varve_types::ApiError::Stopped);
+            }
+        }
+    }
+}
+
+fn apply_loop(
+    applier: &mut Applier,
+    jobs: &Receiver<ApplyJob>,
+    shared: &Arc<Shared>,
+) -> Result<(), RaftError> {
+    let mut batches = 0u32;
+    let mut next = None;
+    loop {
+        let job = match next.take() {
+            Some(job) => job,
+            None => match next_job(applier, jobs)? {
+                Some(job) => job,
+                None => return Ok(()),
+            },
+        };
+        match job {
+            ApplyJob::Entries(mut entries) => {
+                next = merge(&mut entries, jobs);
+                let batch = applier.apply(entries, shared.term())?;
+                report(batch, shared);
+                batches = batches.wrapping_add(1);
+                if batches.is_multiple_of(BATCHES_PER_COMPACTION_STEP) {
+                    applier.compact_step()?;
+                }
+            }
+            ApplyJob::Install(loaded) => install(applier, loaded, shared)?,
+        }
+    }
+}
+
+/// Waits for a job, and meanwhile removes compacted history.
+fn next_job(
+    applier: &mut Applier,
+    jobs: &Receiver<ApplyJob>,
+) -> Result<Option<ApplyJob>, RaftError> {
+    loop {
+        match jobs.try_recv() {
+            Ok(job) => return Ok(Some(job)),
+            Err(TryRecvError::Disconnected) => return Ok(None),
+            Err(TryRecvError::Empty) => {}
+        }
+        if !applier.compact_step()? {
+            return Ok(jobs.recv().ok());
+        }
+    }
+}
+
+/// Takes more entries that wait, for one batch; the job after them, if it is another.
+fn merge(entries: &mut Vec<ToApply>, jobs: &Receiver<ApplyJob>) -> Option<ApplyJob> {
+    while entries.len() < MAX_BATCH_ENTRIES {
+        match jobs.try_recv() {
+            Ok(ApplyJob::Entries(more)) => entries.extend(more),
+            Ok(job) => return Some(job),
+            Err(_) => break,
+        }
+    }
+    None
+}
+
+fn report(batch: AppliedBatch, shared: &Shared) {
+    let AppliedBatch { index, membership } = batch;
+    if let Some(membership) = &membership {
+        shared.membership.store(membership.clone());
+    }
+    let _ = shared.inputs.send(Input::Applied { index, membership });
+}
+
+fn install(
+    applier: &mut Applier,
+    loaded: LoadedStore,
+    shared: &Arc<Shared>,
+) -> Result<(), RaftError> {
+    let number = loaded.store_number;
+    let old_number = shared.current.load().number;
+    // Readers must find the new store before watchers are sent to it.
+    shared
+        .current
+        .store(Arc::new(Current::of(&loaded.store, number)));
+    let (old, batch) = applier.install(loaded);
+    tracing::info!(
+        "store {number} of index {} replaces store {old_number}",
+        batch.index
+    );
+    shared
+        .metrics
+        .snapshots_received
+        .fetch_add(1, Ordering::Relaxed);
+    report(batch, shared);
+    drop(old);
+    shared.files.remove(old_number)
+}
+
+/// When a checkpoint is due.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CheckpointPolicy {
+    pub(crate) bytes: u64,
+    pub(crate) entries: u64,
+    pub(crate) interval: Duration,
+}
+
+/// The checkpoint thread; ends when `stop` is disconnected.
+pub(crate) fn run_checkpoints(policy: CheckpointPolicy, stop: &Receiver<()>, shared: &Arc<Shared>) {
+    let mut last = Instant::now();
+    let mut last_end = shared.wal_stats.end_lsn.load(Ordering::Relaxed);
+    let mut last_index = shared.current.load().backend.durable().index;
+    while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(CHECKPOINT_POLL) {
+        let end = shared.wal_stats.end_lsn.load(Ordering::Relaxed);
+        let applied = shared.metrics.applied_index.load(Ordering::Relaxed);
+        let entries = applied.saturating_sub(last_index);
+        let is_due = end.saturating_sub(last_end) >= policy.bytes
+            || (entries > 0 && last.elapsed() >= policy.interval)
+            || (entries >= policy.entries && last.elapsed() >= MIN_CHECKPOINT_INTERVAL);
+        if !is_due {
+            continue;
+        }
+        match checkpoint(shared) {
+            Ok(index) => last_index = index,
+            Err(error) => return shared.fail(format!("checkpoint: {error}")),
+        }
+        (last, last_end) = (Instant::now(), end);
+    }
+}
+
+/// Makes the store durable and tells the replica how far it applies.
+///
+/// What is applied was durable in this member's log before it was handed to the
+/// applier, so a checkpoint never gets ahead of the log.
+pub(crate) fn checkpoint(shared: &Shared) -> Result<u64, RaftError> {
+    let started = Instant::now();
+    let current = shared.current.load_full();
+    let index = current.backend.checkpoint()?.index;
+    shared
+        .metrics
+        .checkpoint_duration
+        .observe(started.elapsed());
+    // An engine that keeps nothing needs the whole log at the next start.
+    if current.backend.name() != memory::NAME {
+        let _ = shared.inputs.send(Input::Checkpointed(index));
+    }
+    Ok(index)
+}
+
+/// The thread that reads old entries back for followers that lag.
+pub(crate) fn run_log_reader(reader: &WalReader, fetches: &Receiver<Fetch>, shared: &Shared) {
+    for fetch in fetches {
+        let mut entries = Vec::with_capacity(fetch.positions.len());
+        for (index, lsn) in (fetch.low..).zip(fetch.positions) {
+            match log::read_entry(reader, lsn, index) {
+                Ok(entry) => entries.push(entry),
+                Err(error) => {
+                    // Let go meanwhile: raft-rs will send a snapshot instead.
+                    tracing::warn!("entry {index} for a follower: {error}");
+                    break;
+                }
+            }
+        }
+        let _ = shared.inputs.send(Input::Fetched {
+            low: fetch.low,
+            entries,
+        });
+    }
+}

@@ -1,0 +1,366 @@
+//! Proposals of this member: queued, in flight, timed out.
+//!
+//! Each has a number; numbers are given in order and never again, also not
+//! after a restart (they start at a random base), because an entry that names a
+//! number may come back from another member's log at any time later.
+//!
+//! Whoever proposed waits until the entry that holds the proposal is committed
+//! here; then the sink leaves with the entry to the thread that applies it.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use varve_types::ApiError;
+
+use crate::entry::{self, EntryHeader};
+use crate::sink::{Proposal, ReplySink};
+
+/// An entry is closed once it holds this many bytes.
+pub(crate) const ENTRY_TARGET_BYTES: usize = 1 << 20;
+
+/// Most bytes of commands in one proposal: with its headers it must fit a log record.
+pub(crate) const MAX_PROPOSAL_BYTES: usize = (4 << 20) - 4096;
+
+/// Bytes that a waiting proposal counts beside its commands.
+const OVERHEAD_BYTES: usize = 128;
+
+/// The sinks of the proposals in one entry, in their order; `None` for those
+/// that were refused already.
+pub(crate) type Sinks = Vec<Option<Box<dyn ReplySink>>>;
+
+struct InFlight {
+    deadline: u64,
+    bytes: usize,
+    /// Whether a leader was lost since it was proposed.
+    leader_lost: bool,
+    sink: Option<Box<dyn ReplySink>>,
+}
+
+/// All proposals of this member that have no answer yet.
+pub(crate) struct Proposals {
+    member_id: u64,
+    /// Not yet in an entry.
+    queued: VecDeque<(Bytes, u32)>,
+    /// In an entry that raft-rs has not taken yet.
+    packed: VecDeque<Bytes>,
+    /// One for each number from `first_number` on; the queued ones at the end.
+    waiting: VecDeque<InFlight>,
+    first_number: u64,
+    waiting_bytes: usize,
+    timeout_ticks: u64,
+    /// How many were refused or timed out.
+    pub(crate) failed: u64,
+}
+
+impl Proposals {
+    /// Numbers start at `first_number`, which must be random or otherwise new.
+    pub(crate) fn new(member_id: u64, first_number: u64, timeout_ticks: u64) -> Self {
+        Self {
+            member_id,
+            queued: VecDeque::new(),
+            packed: VecDeque::new(),
+            waiting: VecDeque::new(),
+            first_number,
+            waiting_bytes: 0,
+            timeout_ticks,
+            failed: 0,
+        }
+    }
+
+    /// How many wait, and their bytes.
+    pub(crate) fn pending(&self) -> (usize, usize) {
+        (self.waiting.len(), self.waiting_bytes)
+    }
+
+    /// Whether some are not yet with raft-rs.
+    pub(crate) fn has_unsent(&self) -> bool {
+        !self.queued.is_empty() || !self.packed.is_empty()
+    }
+
+    /// Queues a proposal.
+    pub(crate) fn push(&mut self, proposal: Proposal, now: u64) {
+        if proposal.commands.len() > MAX_PROPOSAL_BYTES {
+            return self.refuse(proposal.sink, ApiError::RequestTooLarge);
+        }
+        let bytes = proposal.commands.len() + OVERHEAD_BYTES;
+        self.waiting_bytes += bytes;
+        self.waiting.push_back(InFlight {
+            deadline: now + self.timeout_ticks,
+            bytes,
+            leader_lost: false,
+            sink: Some(proposal.sink),
+        });
+        self.queued.push_back((proposal.commands, proposal.count));
+    }
+
+    /// Refuses a proposal that is not queued.
+    pub(crate) fn refuse(&mut self, sink: Box<dyn ReplySink>, error: ApiError) {
+        self.failed += 1;
+        sink.refuse(error);
+    }
+
+    /// Packs the next proposals into an entry of about [`ENTRY_TARGET_BYTES`].
+    pub(crate) fn next_entry(&mut self) -> Option<Bytes> {
+        if let Some(entry) = self.packed.pop_front() {
+            return Some(entry);
+        }
+        let mut bytes = 0;
+        let mut count = 0;
+        for (commands, _) in &self.queued {
+            let with = bytes + commands.len();
+            if count > 0 && with + (count + 1) * entry::PROPOSAL_HEADER_BYTES > ENTRY_TARGET_BYTES {
+                break;
+            }
+            (bytes, count) = (with, count + 1);
+        }
+        if count == 0 {
+            return None;
+        }
+        let number = self.first_number + self.waiting.len() as u64 - self.queued.len() as u64;
+        let packed = self.queued.iter().take(count);
+        let data = entry::encode(
+            self.member_id,
+            number,
+            packed.map(|(commands, count)| (&commands[..], *count)),
+            bytes,
+        );
+        self.queued.drain(..count);
+        Some(data)
+    }
+
+    /// Takes an entry back that raft-rs did not take; it comes first next time.
+    pub(crate) fn put_back(&mut self, entry: Bytes) {
+        self.packed.push_front(entry);
+    }
+
+    /// The sinks of a committed entry's proposals, if this member proposed them.
+    pub(crate) fn committed(&mut self, header: EntryHeader) -> Sinks {
+        let Some(offset) = header.number.checked_sub(self.first_number) else {
+            return Sinks::new();
+        };
+        if header.proposer != self.member_id || offset >= self.waiting.len() as u64 {
+            return Sinks::new();
+        }
+        let end = (offset as usize + header.count as usize).min(self.waiting.len());
+        let sinks = self
+            .waiting
+            .range_mut(offset as usize..end)
+            .map(|waiting| {
+                self.waiting_bytes -= std::mem::take(&mut waiting.bytes);
+                waiting.sink.take()
+            })
+            .collect();
+        self.forget_done();
+        sinks
+    }
+
+    /// Notes that the leader is gone, for the text of timeouts to come.
+    pub(crate) fn leader_lost(&mut self) {
+        for waiting in &mut self.waiting {
+            waiting.leader_lost = true;
+        }
+    }
+
+    /// Refuses those that waited too long. They may still be done later.
+    pub(crate) fn expire(&mut self, now: u64) {
+        let unsent = self.queued.len();
+        let mut expired_queued = 0;
+        let sent = self.waiting.len() - unsent;
+        for (position, waiting) in self.waiting.iter_mut().enumerate() {
+            if waiting.deadline > now {
+                break; // deadlines are in order
+            }
+            if let Some(sink) = waiting.sink.take() {
+                self.failed += 1;
+                sink.refuse(if waiting.leader_lost {
+                    ApiError::TimeoutLeaderFailure
+                } else {
+                    ApiError::Timeout
+                });
+            }
+            if position >= sent {
+                expired_queued += 1;
+            }
+            self.waiting_bytes -= std::mem::take(&mut waiting.bytes);
+        }
+        // What was never sent must not be done after its refusal.
+        if expired_queued > 0 {
+            self.queued.drain(..expired_queued);
+        }
+        self.forget_done();
+    }
+
+    /// Refuses all; for the end of the node.
+    pub(crate) fn refuse_all(&mut self, error: ApiError) {
+        for waiting in self.waiting.drain(..) {
+            if let Some(sink) = waiting.sink {
+                self.failed += 1;
+                sink.refuse(error);
+            }
+        }
+        self.queued.clear();
+        self.packed.clear();
+        self.waiting_bytes = 0;
+    }
+
+    fn forget_done(&mut self) {
+        // A queued proposal always has its sink, so numbers of queued ones stay.
+        while self
+            .waiting
+            .front()
+            .is_some_and(|waiting| waiting.sink.is_none())
+            && self.waiting.len() > self.queued.len()
+        {
+            if let Some(waiting) = self.waiting.pop_front() {
+                self.waiting_bytes -= waiting.bytes;
+                self.first_number += 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::sink::Completion;
+
+    struct Recorder(Arc<Mutex<Vec<(u32, ApiError)>>>, u32);
+
+    impl ReplySink for Recorder {
+        fn complete(self: Box<Self>, _completion: Completion) {}
+        fn refuse(self: Box<Self>, error: ApiError) {
+            self.0.lock().unwrap().push((self.1, error));
+        }
+    }
+
+    struct Test {
+        proposals: Proposals,
+        refused: Arc<Mutex<Vec<(u32, ApiError)>>>,
+        next: u32,
+    }
+
+    impl Test {
+        fn new() -> Self {
+            Self {
+                proposals: Proposals::new(9, 1000, 10),
+                refused: Arc::default(),
+                next: 0,
+            }
+        }
+
+        fn push(&mut self, bytes: usize, now: u64) {
+            let sink = Box::new(Recorder(self.refused.clone(), self.next));
+            self.next += 1;
+            let commands = Bytes::from(vec![0; bytes]);
+            self.proposals.push(
+                Proposal {
+                    commands,
+                    count: 1,
+                    sink,
+                },
+                now,
+            );
+        }
+
+        fn refused(&self) -> Vec<(u32, ApiError)> {
+            std::mem::take(&mut self.refused.lock().unwrap())
+        }
+
+        fn header(&self, entry: &[u8]) -> EntryHeader {
+            entry::decode(entry).unwrap().0
+        }
+    }
+
+    #[test]
+    fn many_proposals_share_an_entry() {
+        let mut test = Test::new();
+        for _ in 0..100 {
+            test.push(50, 0);
+        }
+        let entry = test.proposals.next_entry().unwrap();
+        let header = test.header(&entry);
+        assert_eq!(
+            (header.proposer, header.number, header.count),
+            (9, 1000, 100)
+        );
+        assert_eq!(entry.len(), entry::HEADER_BYTES + 100 * 58);
+        assert!(test.proposals.next_entry().is_none());
+        assert_eq!(test.proposals.committed(header).len(), 100);
+        assert_eq!(test.proposals.pending(), (0, 0));
+    }
+
+    #[test]
+    fn entries_are_closed_at_a_mebibyte() {
+        let mut test = Test::new();
+        for bytes in [600 << 10, 600 << 10, 3 << 20, 10] {
+            test.push(bytes, 0);
+        }
+        let mut numbers = Vec::new();
+        while let Some(entry) = test.proposals.next_entry() {
+            let header = test.header(&entry);
+            numbers.push((header.number, header.count));
+        }
+        assert_eq!(numbers, [(1000, 1), (1001, 1), (1002, 1), (1003, 1)]);
+        test.push(MAX_PROPOSAL_BYTES + 1, 0);
+        assert_eq!(test.refused(), [(4, ApiError::RequestTooLarge)]);
+    }
+
+    #[test]
+    fn numbers_stay_right_around_timeouts() {
+        let mut test = Test::new();
+        test.push(10, 0); // sent, answered
+        let first = test.proposals.next_entry().unwrap();
+        test.push(10, 1); // sent, times out, then is committed
+        let second = test.proposals.next_entry().unwrap();
+        test.push(10, 2); // times out in the queue: never sent
+        test.push(10, 5);
+        let header = test.header(&first);
+        assert_eq!(test.proposals.committed(header).len(), 1);
+        test.proposals.expire(12);
+        assert_eq!(
+            test.refused(),
+            [(1, ApiError::Timeout), (2, ApiError::Timeout)]
+        );
+        let header = test.header(&second);
+        assert!(test.proposals.committed(header).iter().all(Option::is_none));
+        let last = test.proposals.next_entry().unwrap();
+        let header = test.header(&last);
+        assert_eq!((header.number, header.count), (1003, 1));
+        test.proposals.leader_lost();
+        test.proposals.expire(15);
+        assert_eq!(test.refused(), [(3, ApiError::TimeoutLeaderFailure)]);
+        assert_eq!(test.proposals.pending(), (0, 0));
+        assert_eq!(test.proposals.failed, 3);
+    }
+
+    #[test]
+    fn an_entry_put_back_comes_first() {
+        let mut test = Test::new();
+        test.push(10, 0);
+        let entry = test.proposals.next_entry().unwrap();
+        test.proposals.put_back(entry.clone());
+        test.push(10, 0);
+        assert!(test.proposals.has_unsent());
+        assert_eq!(test.proposals.next_entry().unwrap(), entry);
+        let next = test.proposals.next_entry().unwrap();
+        assert_eq!(test.header(&next).number, 1001);
+    }
+
+    #[test]
+    fn entries_of_others_and_of_an_earlier_life_have_no_sinks() {
+        let mut test = Test::new();
+        test.push(10, 0);
+        for (proposer, number) in [(8, 1000), (9, 999), (9, 1001), (9, 5)] {
+            let header = EntryHeader {
+                proposer,
+                number,
+                count: 1,
+            };
+            assert!(test.proposals.committed(header).is_empty());
+        }
+        test.proposals.refuse_all(ApiError::Stopped);
+        assert_eq!(test.refused(), [(0, ApiError::Stopped)]);
+    }
+}

@@ -1,0 +1,371 @@
+//! From what raft-rs has ready to log writes, messages and entries to apply.
+
+use std::collections::VecDeque;
+
+use raft::eraftpb::{Entry, EntryType, HardState, Message, MessageType};
+use varve_engine::wal::{Committed, Group, Lsn, MAX_GROUP_BYTES};
+
+use crate::entry;
+use crate::error::RaftError;
+use crate::proposals::Sinks;
+use crate::record::{self, Marker};
+use crate::replica::{ApplyJob, EntryData, LogWrite, Output, Replica, ToApply};
+use crate::snapshot::LoadedStore;
+
+/// A group is closed once it holds this many bytes.
+const GROUP_TARGET_BYTES: usize = MAX_GROUP_BYTES / 2;
+
+/// Groups kept for use again.
+const SPARE_GROUPS: usize = 8;
+
+/// One log write that is not durable yet, and what waits for it.
+#[derive(Default)]
+struct Write {
+    ticket: u64,
+    /// Index, term and offset in the group of each entry.
+    entries: Vec<(u64, u64, u64)>,
+    /// The newest [`raft::Ready`] that is durable with it.
+    ready: Option<u64>,
+    hard_state: Option<HardState>,
+    messages: Vec<Message>,
+    install: Option<LoadedStore>,
+    /// Offset of a marker that begins the log after this index.
+    compacted: Option<(u64, u64)>,
+}
+
+/// Log writes and applies that are out.
+pub(crate) struct InFlight {
+    writes: VecDeque<Write>,
+    next_ticket: u64,
+    spare: Vec<Group>,
+    /// Written but not yet taken by `poll`.
+    submitted: Vec<LogWrite>,
+    /// What completed writes set free; for the next `poll`.
+    released: Vec<Message>,
+    jobs: Vec<ApplyJob>,
+    release_lsn: Option<Lsn>,
+    /// Last index and bytes of each job at the applier.
+    applying: VecDeque<(u64, usize)>,
+    applying_bytes: usize,
+    handed: u64,
+}
+
+impl InFlight {
+    /// Nothing is out; entries up to `applied` were handed out in an earlier life.
+    pub(crate) fn new(applied: u64) -> Self {
+        Self {
+            writes: VecDeque::new(),
+            next_ticket: 1,
+            spare: Vec::new(),
+            submitted: Vec::new(),
+            released: Vec::new(),
+            jobs: Vec::new(),
+            release_lsn: None,
+            applying: VecDeque::new(),
+            applying_bytes: 0,
+            handed: applied,
+        }
+    }
+
+    /// How many log writes are out.
+    pub(crate) fn writes_out(&self) -> usize {
+        self.writes.len()
+    }
+
+    /// Notes that entries up to `index` are applied.
+    pub(crate) fn applied(&mut self, index: u64) {
+        while self
+            .applying
+            .front()
+            .is_some_and(|(last, _)| *last <= index)
+        {
+            if let Some((_, bytes)) = self.applying.pop_front() {
+                self.applying_bytes -= bytes;
+            }
+        }
+    }
+
+    pub(crate) fn take_released(&mut self, out: &mut Output) {
+        for message in self.released.drain(..) {
+            out.send(&message);
+        }
+        out.apply.append(&mut self.jobs);
+        if let Some(lsn) = self.release_lsn.take() {
+            out.release = Some(lsn);
+        }
+    }
+
+    pub(crate) fn take_writes(&mut self, out: &mut Output) {
+        out.writes.append(&mut self.submitted);
+    }
+
+    fn group(&mut self) -> Group {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    fn submit(&mut self, mut write: Write, group: Group) {
+        write.ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.submitted.push(LogWrite {
+            ticket: write.ticket,
+            group,
+        });
+        self.writes.push_back(write);
+    }
+
+    /// Writes a marker and the hard state, so that older ones may go.
+    pub(crate) fn restate(&mut self, marker: &Marker, state: &HardState) -> Result<(), RaftError> {
+        let mut group = self.group();
+        let offset = record::push_marker(&mut group, marker)?;
+        record::push_hard_state(&mut group, state)?;
+        let compacted = Some((marker.index, offset));
+        self.submit(
+            Write {
+                compacted,
+                ..Write::default()
+            },
+            group,
+        );
+        Ok(())
+    }
+}
+
+impl Replica {
+    /// Handles one [`raft::Ready`], top to bottom as raft-rs demands.
+    pub(crate) fn handle_ready(&mut self, out: &mut Output) -> Result<(), RaftError> {
+        let mut ready = self.raw.ready();
+        if let Some(state) = ready.ss() {
+            let leader = state.leader_id;
+            self.note_leader(leader);
+        }
+        for state in ready.take_read_states() {
+            self.reads.answered(&state.request_ctx, state.index);
+        }
+        // Only a leader has messages that need not wait; its term is durable, or
+        // nobody could have voted for it.
+        self.send(ready.take_messages(), out);
+
+        if let Some(state) = ready.hs() {
+            self.hard_state = state.clone();
+        }
+        let number = ready.number();
+        let must_sync = ready.must_sync();
+        let snapshot = ready.snapshot().get_metadata().clone();
+        let entries = ready.take_entries();
+        let waiting = self.send_early(ready.take_persisted_messages(), out);
+        let committed = ready.take_committed_entries();
+
+        let mut write = Write {
+            ready: Some(number),
+            messages: waiting,
+            ..Write::default()
+        };
+        if must_sync || !entries.is_empty() || snapshot.index != 0 {
+            let mut group = self.in_flight.group();
+            if snapshot.index != 0 {
+                self.record_snapshot(snapshot.index, snapshot.term, &mut write, &mut group)?;
+            }
+            self.write_entries(&entries, &mut write, &mut group)?;
+            if self.hard_state != self.written_state {
+                record::push_hard_state(&mut group, &self.hard_state)?;
+                self.written_state = self.hard_state.clone();
+                write.hard_state = Some(self.hard_state.clone());
+            }
+            self.in_flight.submit(write, group);
+            self.raw.advance_append_async(ready);
+        } else {
+            self.raw.advance_append_async(ready);
+            self.after_writes_out(write);
+        }
+        self.hand_out(committed, out);
+        Ok(())
+    }
+
+    fn send(&mut self, messages: Vec<Message>, out: &mut Output) {
+        for message in messages {
+            if message.get_msg_type() == MessageType::MsgSnapshot {
+                out.snapshots.push((message.to, message));
+            } else {
+                out.send(&message);
+            }
+        }
+    }
+
+    /// Sends what depends on nothing but a term that is durable already, so that
+    /// heartbeats never wait for a slow disk; returns the rest.
+    fn send_early(&mut self, messages: Vec<Message>, out: &mut Output) -> Vec<Message> {
+        let durable_term = self.durable_state.term;
+        let (early, waiting): (Vec<_>, Vec<_>) =
+            messages
+                .into_iter()
+                .partition(|message| match message.get_msg_type() {
+                    MessageType::MsgHeartbeatResponse => message.term <= durable_term,
+                    MessageType::MsgPropose
+                    | MessageType::MsgReadIndex
+                    | MessageType::MsgTransferLeader => true,
+                    _ => false,
+                });
+        self.send(early, out);
+        waiting
+    }
+
+    /// Writes the entries, in several groups if they are many.
+    fn write_entries(
+        &mut self,
+        entries: &[Entry],
+        write: &mut Write,
+        group: &mut Group,
+    ) -> Result<(), RaftError> {
+        self.raw.mut_store().append(entries);
+        for entry in entries {
+            if !group.is_empty() && group.bytes() + entry.data.len() > GROUP_TARGET_BYTES {
+                let next = self.in_flight.group();
+                let full = std::mem::replace(group, next);
+                let part = Write {
+                    entries: std::mem::take(&mut write.entries),
+                    ..Write::default()
+                };
+                self.in_flight.submit(part, full);
+            }
+            let offset = record::push_entry(group, entry)?;
+            write.entries.push((entry.index, entry.term, offset));
+        }
+        Ok(())
+    }
+
+    /// Begins the log anew after the snapshot of the store that was loaded.
+    fn record_snapshot(
+        &mut self,
+        index: u64,
+        term: u64,
+        write: &mut Write,
+        group: &mut Group,
+    ) -> Result<(), RaftError> {
+        let Some(loaded) = self.loaded.take() else {
+            return Err(RaftError::Inconsistent(format!(
+                "a snapshot of index {index} came without its store"
+            )));
+        };
+        let marker = Marker {
+            index,
+            term,
+            store: loaded.store_number,
+            reset: true,
+            membership: loaded.membership.clone(),
+        };
+        self.store = marker.store;
+        record::push_marker(group, &marker)?;
+        self.raw.mut_store().reset(index, term);
+        self.in_flight.handed = index;
+        write.install = Some(loaded);
+        Ok(())
+    }
+
+    /// What waits for nothing but the writes that are out already.
+    fn after_writes_out(&mut self, write: Write) {
+        match self.in_flight.writes.back_mut() {
+            Some(last) => {
+                last.ready = write.ready;
+                last.messages.extend(write.messages);
+            }
+            None => self.completed(write),
+        }
+    }
+
+    /// A log write is durable.
+    pub(crate) fn persisted(
+        &mut self,
+        ticket: u64,
+        committed: Committed,
+        mut group: Group,
+    ) -> Result<(), RaftError> {
+        let Some(mut write) = self
+            .in_flight
+            .writes
+            .pop_front()
+            .filter(|w| w.ticket == ticket)
+        else {
+            return Err(RaftError::Inconsistent(format!(
+                "log write {ticket} is out of order"
+            )));
+        };
+        if self.in_flight.spare.len() < SPARE_GROUPS {
+            group.clear();
+            self.in_flight.spare.push(group);
+        }
+        for (index, term, offset) in write.entries.drain(..) {
+            let lsn = committed.first_lsn + offset;
+            self.raw.mut_store().set_durable(index, term, lsn);
+        }
+        if let Some((index, offset)) = write.compacted {
+            let marker = committed.first_lsn + offset;
+            let next = self.raw.store().slot(index + 1).map(|slot| slot.lsn);
+            let keep = next.filter(|lsn| *lsn != 0).unwrap_or(marker).min(marker);
+            self.in_flight.release_lsn = Some(keep);
+        }
+        self.completed(write);
+        Ok(())
+    }
+
+    fn completed(&mut self, write: Write) {
+        if let Some(state) = write.hard_state {
+            self.durable_state = state;
+        }
+        if let Some(number) = write.ready {
+            self.raw.on_persist_ready(number);
+        }
+        if let Some(loaded) = write.install {
+            let index = loaded.message.get_snapshot().get_metadata().index;
+            self.raw.advance_apply_to(index);
+            self.is_recording_snapshot = false;
+            self.in_flight.jobs.push(ApplyJob::Install(loaded));
+        }
+        self.in_flight.released.extend(write.messages);
+    }
+
+    /// Hands committed entries to the applier, with the sinks of those who wait.
+    fn hand_out(&mut self, committed: Vec<Entry>, out: &mut Output) {
+        let Some(last) = committed.last().map(|entry| entry.index) else {
+            return;
+        };
+        debug_assert!(last > self.in_flight.handed);
+        let bytes: usize = committed.iter().map(|entry| entry.data.len()).sum();
+        let only_positions = self.in_flight.applying_bytes + bytes > self.settings.max_apply_bytes;
+        let mut entries = Vec::with_capacity(committed.len());
+        for entry in committed {
+            let slot = self.raw.store().slot(entry.index);
+            let lsn = slot.map_or(0, |slot| slot.lsn);
+            debug_assert_ne!(
+                lsn, 0,
+                "entry {} is applied before it is durable",
+                entry.index
+            );
+            entries.push(ToApply {
+                index: entry.index,
+                term: entry.term,
+                sinks: self.sinks_of(&entry),
+                data: if only_positions && lsn != 0 && !entry.data.is_empty() {
+                    EntryData::At(lsn)
+                } else {
+                    EntryData::Here(entry.data)
+                },
+            });
+        }
+        let held = if only_positions { 0 } else { bytes };
+        self.in_flight.applying.push_back((last, held));
+        self.in_flight.applying_bytes += held;
+        self.in_flight.handed = last;
+        self.raw.mut_store().set_handed(last);
+        out.apply.push(ApplyJob::Entries(entries));
+    }
+
+    fn sinks_of(&mut self, entry: &Entry) -> Sinks {
+        if entry.get_entry_type() != EntryType::EntryNormal || entry.data.is_empty() {
+            return Sinks::new();
+        }
+        match entry::decode(&entry.data) {
+            Ok((header, _)) => self.proposals.committed(header),
+            Err(_) => Sinks::new(), // the applier reports it
+        }
+    }
+}

@@ -1,0 +1,624 @@
+//! One replica as a plain state machine.
+//!
+//! [`Replica::step`] takes an input, [`Replica::poll`] gives what is to be done:
+//! log writes, messages, entries to apply, readers to serve. It has no thread, no
+//! clock, no socket and does no I/O (but to read log entries back that left the
+//! cache, at a restart), so that it runs the same in a simulation.
+//!
+//! # Invariants
+//! 1. A message that depends on term or vote leaves after they are durable; an
+//!    acknowledgement of entries leaves after these are. A leader's appends leave
+//!    at once, beside its own write (Raft thesis, 10.2.1).
+//! 2. Entries are handed out to be applied once they are committed *and* durable
+//!    in this member's log, so that no checkpoint can be ahead of the log.
+//! 3. Log writes are submitted in order and complete in order.
+//! 4. The log begins at or below what the store's last checkpoint holds.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType};
+use raft::{RawNode, SnapshotStatus, StateRole};
+use varve_engine::wal::{Committed, Group, Lsn};
+use varve_types::ApiError;
+
+use crate::error::RaftError;
+use crate::log::{Fetch, RaftLog};
+use crate::membership::Membership;
+use crate::proposals::{Proposals, Sinks};
+use crate::read_index::ReadIndex;
+use crate::ready::InFlight;
+use crate::record::Marker;
+use crate::replay::Replayed;
+use crate::sink::{Proposal, ReadSink};
+use crate::snapshot::LoadedStore;
+use crate::wire;
+
+/// Entries that may be committed but not applied before proposals are refused, as in etcd.
+const MAX_APPLY_GAP: u64 = 5000;
+
+/// Log writes that may be out while further entries are proposed; proposals that
+/// come in meanwhile share the next entry.
+const MAX_WRITES_OUT: usize = 2;
+
+/// Entries proposed in one turn.
+const MAX_ENTRIES_PER_TURN: usize = 4;
+
+/// Reads of other members that wait for this leader's first commit.
+const MAX_HELD_READS: usize = 64;
+
+/// Settings of a replica, in ticks and bytes.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) member_id: u64,
+    /// A tick is a heartbeat interval.
+    pub(crate) election_ticks: usize,
+    pub(crate) request_timeout_ticks: u64,
+    pub(crate) read_retry_ticks: u64,
+    pub(crate) max_pending_bytes: usize,
+    /// Bytes of entries at the applier past which only their positions are handed out.
+    pub(crate) max_apply_bytes: usize,
+    pub(crate) catchup_entries: u64,
+    pub(crate) catchup_bytes: u64,
+    /// Random or otherwise new at each start.
+    pub(crate) incarnation: u64,
+}
+
+/// What happens to a replica.
+pub(crate) enum Input {
+    Propose(Proposal),
+    Read(Box<dyn ReadSink>),
+    /// Bytes from another member.
+    Peer {
+        from: u64,
+        bytes: Bytes,
+    },
+    Unreachable(u64),
+    /// A log write is durable; the group comes back for use again.
+    Persisted {
+        ticket: u64,
+        committed: Committed,
+        group: Group,
+    },
+    Applied {
+        index: u64,
+        membership: Option<Arc<Membership>>,
+    },
+    /// The store made everything up to this index durable.
+    Checkpointed(u64),
+    Tick,
+    Fetched {
+        low: u64,
+        entries: Vec<Entry>,
+    },
+    SnapshotLoaded(LoadedStore),
+    SnapshotSent {
+        to: u64,
+        delivered: bool,
+    },
+    /// To this member, or to the one that is furthest.
+    TransferLeader(Option<u64>),
+    /// The log takes no more writes.
+    LogFailed(RaftError),
+    Stop,
+}
+
+/// A log write to submit. Its completion comes back as [`Input::Persisted`].
+pub(crate) struct LogWrite {
+    pub(crate) ticket: u64,
+    pub(crate) group: Group,
+}
+
+/// An entry to apply.
+pub(crate) struct ToApply {
+    pub(crate) index: u64,
+    pub(crate) term: u64,
+    pub(crate) data: EntryData,
+    /// Of the proposals in it, if this member proposed them.
+    pub(crate) sinks: Sinks,
+}
+
+/// An entry's bytes, or where to read them if too many wait already.
+pub(crate) enum EntryData {
+    Here(Bytes),
+    At(Lsn),
+}
+
+/// Work for the applier, in order.
+pub(crate) enum ApplyJob {
+    Entries(Vec<ToApply>),
+    /// Goes on with a store that another member sent.
+    Install(LoadedStore),
+}
+
+/// What is to be done now, in any order but for `writes` and `apply` in theirs.
+#[derive(Default)]
+pub(crate) struct Output {
+    pub(crate) writes: Vec<LogWrite>,
+    pub(crate) messages: Vec<(u64, Vec<Bytes>)>,
+    pub(crate) apply: Vec<ApplyJob>,
+    /// Readers to serve from the newest published state.
+    pub(crate) reads: Vec<Box<dyn ReadSink>>,
+    /// Members to send a snapshot to, and the message that begins it.
+    pub(crate) snapshots: Vec<(u64, Message)>,
+    pub(crate) fetches: Vec<Fetch>,
+    /// The log below this position is not needed any more.
+    pub(crate) release: Option<Lsn>,
+    /// A store that was loaded in vain.
+    pub(crate) discard: Vec<LoadedStore>,
+}
+
+impl Output {
+    pub(crate) fn send(&mut self, message: &Message) {
+        let bytes = wire::encode(message);
+        match self.messages.iter_mut().find(|(to, _)| *to == message.to) {
+            Some((_, messages)) => messages.push(bytes),
+            None => self.messages.push((message.to, vec![bytes])),
+        }
+    }
+}
+
+/// The replica's view of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct ReplicaStatus {
+    pub(crate) term: u64,
+    pub(crate) leader: u64,
+    pub(crate) is_leader: bool,
+    pub(crate) is_learner: bool,
+    pub(crate) last_index: u64,
+    pub(crate) commit_index: u64,
+    pub(crate) applied_index: u64,
+    pub(crate) leader_changes: u64,
+    pub(crate) pending_proposals: usize,
+    pub(crate) failed_proposals: u64,
+    pub(crate) failed_reads: u64,
+    pub(crate) read_rounds: u64,
+}
+
+/// One member's part in the consensus.
+pub(crate) struct Replica {
+    pub(crate) raw: RawNode<RaftLog>,
+    pub(crate) settings: Settings,
+    pub(crate) membership: Arc<Membership>,
+    pub(crate) proposals: Proposals,
+    pub(crate) reads: ReadIndex,
+    /// Of the store file in use or about to be.
+    pub(crate) store: u64,
+    pub(crate) tick: u64,
+    pub(crate) applied: u64,
+    pub(crate) in_flight: InFlight,
+    /// What the last [`raft::Ready`] said; what was last written; what is durable.
+    pub(crate) hard_state: HardState,
+    pub(crate) written_state: HardState,
+    pub(crate) durable_state: HardState,
+    /// A store from another member that raft-rs has taken.
+    pub(crate) loaded: Option<LoadedStore>,
+    /// Until the log names that store durably.
+    pub(crate) is_recording_snapshot: bool,
+    pub(crate) discard: Vec<LoadedStore>,
+    held_reads: Vec<Message>,
+    leader: u64,
+    leader_changes: u64,
+    read_rounds: u64,
+    is_stopped: bool,
+}
+
+impl Replica {
+    /// Starts from a replayed log and what the store holds: the members and the
+    /// index applied.
+    pub(crate) fn new(
+        settings: Settings,
+        replayed: Replayed,
+        membership: Arc<Membership>,
+        applied: u64,
+    ) -> Result<Self, RaftError> {
+        let Replayed {
+            mut log,
+            mut hard_state,
+            marker,
+        } = replayed;
+        // What is applied was committed, although the log may not say so yet.
+        hard_state.commit = hard_state.commit.max(applied);
+        let conf_state = membership.conf_state();
+        log.set_initial(hard_state.clone(), conf_state.clone());
+        log.set_applied(applied, conf_state);
+        let config = raft::Config {
+            id: settings.member_id,
+            election_tick: settings.election_ticks,
+            heartbeat_tick: 1,
+            applied,
+            max_size_per_msg: 1 << 20,
+            max_inflight_msgs: 512,
+            check_quorum: true,
+            pre_vote: true,
+            read_only_option: raft::ReadOnlyOption::Safe,
+            batch_append: true,
+            max_committed_size_per_ready: 16 << 20,
+            ..raft::Config::default()
+        };
+        config
+            .validate()
+            .map_err(|error| RaftError::Settings(error.to_string()))?;
+        let raw = RawNode::new(&config, log, &crate::logging::logger())
+            .map_err(|error| RaftError::Inconsistent(error.to_string()))?;
+        let (id, incarnation) = (settings.member_id, settings.incarnation);
+        let timeout = settings.request_timeout_ticks;
+        let mut replica = Self {
+            raw,
+            proposals: Proposals::new(id, incarnation, timeout),
+            reads: ReadIndex::new(id, incarnation, timeout, settings.read_retry_ticks),
+            in_flight: InFlight::new(applied),
+            settings,
+            membership,
+            store: marker.store,
+            tick: 0,
+            applied,
+            written_state: hard_state.clone(),
+            durable_state: hard_state.clone(),
+            hard_state,
+            loaded: None,
+            is_recording_snapshot: false,
+            discard: Vec::new(),
+            held_reads: Vec::new(),
+            leader: 0,
+            leader_changes: 0,
+            read_rounds: 0,
+            is_stopped: false,
+        };
+        if replica.is_alone() {
+            // Nobody else can be leader: do not wait for the election timeout.
+            replica.ignore(|raw| raw.campaign());
+        }
+        Ok(replica)
+    }
+
+    /// Whether this member is the only voter.
+    fn is_alone(&self) -> bool {
+        let prs = self.raw.raft.prs();
+        prs.is_singleton() && prs.conf().voters().contains(self.settings.member_id)
+    }
+
+    /// Does what raft-rs may refuse for reasons that need no answer.
+    fn ignore(&mut self, act: impl FnOnce(&mut RawNode<RaftLog>) -> raft::Result<()>) {
+        if let Err(error) = act(&mut self.raw) {
+            tracing::debug!("raft: {error}");
+        }
+    }
+
+    /// Takes an input.
+    pub(crate) fn step(&mut self, input: Input) -> Result<(), RaftError> {
+        match input {
+            Input::Propose(proposal) => self.propose(proposal),
+            Input::Read(sink) if self.is_stopped => sink.refuse(ApiError::Stopped),
+            Input::Read(sink) => self.reads.push(sink, self.tick),
+            Input::Peer { from, bytes } => self.peer_message(from, &bytes),
+            Input::Unreachable(id) => self.raw.report_unreachable(id),
+            Input::Persisted {
+                ticket,
+                committed,
+                group,
+            } => {
+                self.persisted(ticket, committed, group)?;
+            }
+            Input::Applied { index, membership } => self.note_applied(index, membership),
+            Input::Checkpointed(index) => self.compact_log(index)?,
+            Input::Tick => self.tick(),
+            Input::Fetched { low, entries } => {
+                if let Some(context) = self.raw.mut_store().fetched(low, entries) {
+                    self.raw.on_entries_fetched(context);
+                }
+            }
+            Input::SnapshotLoaded(loaded) => self.snapshot_loaded(loaded),
+            Input::SnapshotSent { to, delivered } => {
+                let status = if delivered {
+                    SnapshotStatus::Finish
+                } else {
+                    SnapshotStatus::Failure
+                };
+                self.raw.report_snapshot(to, status);
+            }
+            Input::TransferLeader(Some(to)) => self.raw.transfer_leader(to),
+            Input::TransferLeader(None) => self.hand_over(),
+            Input::LogFailed(error) => return Err(error),
+            Input::Stop => self.stop(),
+        }
+        Ok(())
+    }
+
+    /// Refuses all that wait and all that will come.
+    pub(crate) fn stop(&mut self) {
+        self.is_stopped = true;
+        self.proposals.refuse_all(ApiError::Stopped);
+        self.reads.refuse_all(ApiError::Stopped);
+    }
+
+    fn propose(&mut self, proposal: Proposal) {
+        let gap = self
+            .raw
+            .raft
+            .raft_log
+            .committed
+            .saturating_sub(self.applied);
+        let (_, pending_bytes) = self.proposals.pending();
+        if self.is_stopped {
+            self.proposals.refuse(proposal.sink, ApiError::Stopped);
+        } else if gap > MAX_APPLY_GAP
+            || pending_bytes + proposal.commands.len() > self.settings.max_pending_bytes
+        {
+            self.proposals
+                .refuse(proposal.sink, ApiError::TooManyRequests);
+        } else {
+            self.proposals.push(proposal, self.tick);
+        }
+    }
+
+    fn tick(&mut self) {
+        self.tick += 1;
+        // While a snapshot is being recorded raft-rs must not stand for election:
+        // it would look for entries that the log has already let go.
+        if !self.is_recording_snapshot {
+            self.raw.tick();
+        }
+        self.proposals.expire(self.tick);
+        self.reads.expire(self.tick);
+    }
+
+    fn peer_message(&mut self, from: u64, bytes: &Bytes) {
+        let message = match wire::decode(bytes) {
+            Ok(message) => message,
+            Err(error) => {
+                tracing::warn!("message of member {from:x} refused: {error}");
+                return;
+            }
+        };
+        if let Err(reason) = self.check(from, &message) {
+            tracing::warn!("message of member {from:x} refused: {reason}");
+            return;
+        }
+        match message.get_msg_type() {
+            // See `tick`.
+            MessageType::MsgTimeoutNow if self.is_recording_snapshot => {}
+            MessageType::MsgReadIndex
+                if self.is_leader() && !self.raw.raft.commit_to_current_term() =>
+            {
+                if self.held_reads.len() < MAX_HELD_READS {
+                    self.held_reads.push(message);
+                }
+            }
+            _ => self.ignore(|raw| raw.step(message)),
+        }
+    }
+
+    fn check(&self, from: u64, message: &Message) -> Result<(), &'static str> {
+        let log = &self.raw.raft.raft_log;
+        if self.membership.get(from).is_none() {
+            return Err("it is no member of this cluster");
+        }
+        let is_forwarded = message.get_msg_type() == MessageType::MsgTransferLeader;
+        if message.from != from && !is_forwarded {
+            return Err("it speaks for another member");
+        }
+        wire::check(message, self.settings.member_id, log.last_index())?;
+        match message.get_msg_type() {
+            MessageType::MsgAppend if message.term >= self.raw.raft.term => {
+                let conflict = message
+                    .entries
+                    .iter()
+                    .take_while(|entry| entry.index <= log.committed)
+                    .any(|entry| {
+                        entry.index >= log.first_index() && !log.match_term(entry.index, entry.term)
+                    });
+                if conflict {
+                    return Err("entries that conflict with committed ones");
+                }
+            }
+            MessageType::MsgAppendResponse
+                if !message.reject && message.index > log.last_index() =>
+            {
+                return Err("it acknowledges entries that do not exist");
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn note_applied(&mut self, index: u64, membership: Option<Arc<Membership>>) {
+        if let Some(membership) = membership {
+            self.membership = membership;
+        }
+        self.in_flight.applied(index);
+        if index > self.applied {
+            self.applied = index;
+            if index > self.raw.raft.raft_log.applied {
+                self.raw.advance_apply_to(index);
+            }
+        }
+        let conf_state = self.conf_state();
+        self.raw.mut_store().set_applied(self.applied, conf_state);
+    }
+
+    fn conf_state(&self) -> ConfState {
+        self.raw.raft.prs().conf().to_conf_state()
+    }
+
+    /// After a checkpoint: drops entries that neither the store nor a follower
+    /// that lags a little needs, and restates what must not go with them.
+    fn compact_log(&mut self, durable: u64) -> Result<(), RaftError> {
+        let durable = durable
+            .min(self.applied)
+            .min(self.raw.raft.raft_log.applied);
+        let log = self.raw.store();
+        let mut keep_from = durable.saturating_sub(self.settings.catchup_entries);
+        keep_from = keep_from.max(log.index_with_bytes(durable, self.settings.catchup_bytes));
+        if keep_from < log.first() || self.is_recording_snapshot {
+            return Ok(());
+        }
+        let Some(term) = log.term_at(keep_from) else {
+            return Ok(());
+        };
+        self.raw.mut_store().compact(keep_from);
+        let marker = Marker {
+            index: keep_from,
+            term,
+            store: self.store,
+            reset: false,
+            membership: (*self.membership).clone(),
+        };
+        self.in_flight.restate(&marker, &self.written_state)
+    }
+
+    fn snapshot_loaded(&mut self, loaded: LoadedStore) {
+        let message = loaded.message.clone();
+        let index = message.get_snapshot().get_metadata().index;
+        let from_member = self.membership.get(message.from).is_some();
+        if self.is_recording_snapshot || !from_member || message.to != self.settings.member_id {
+            return self.discard.push(loaded);
+        }
+        self.ignore(|raw| raw.step(message));
+        match self.raw.raft.snap() {
+            Some(snapshot) if snapshot.get_metadata().index == index => {
+                self.loaded = Some(loaded);
+                self.is_recording_snapshot = true;
+            }
+            _ => self.discard.push(loaded), // it came too late to be of use
+        }
+    }
+
+    /// Hands leadership to the voter that has most of the log.
+    fn hand_over(&mut self) {
+        let own_id = self.settings.member_id;
+        let prs = self.raw.raft.prs();
+        let best = prs
+            .iter()
+            .filter(|(id, _)| **id != own_id && prs.conf().voters().contains(**id))
+            .max_by_key(|(_, progress)| progress.matched)
+            .map(|(id, _)| *id);
+        if let (true, Some(best)) = (self.is_leader(), best) {
+            self.raw.transfer_leader(best);
+        }
+    }
+
+    pub(crate) fn is_leader(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    /// Sends queued proposals and readers on their way.
+    fn send_queued(&mut self) {
+        if self.raw.raft.leader_id == 0 {
+            return;
+        }
+        if self.is_leader() && self.raw.raft.commit_to_current_term() {
+            for message in std::mem::take(&mut self.held_reads) {
+                self.ignore(|raw| raw.step(message));
+            }
+        }
+        self.ask_for_indexes();
+        for _ in 0..MAX_ENTRIES_PER_TURN {
+            if self.is_leader()
+                && (self.in_flight.writes_out() >= MAX_WRITES_OUT
+                    || self.raw.raft.lead_transferee.is_some())
+            {
+                return;
+            }
+            let Some(data) = self.proposals.next_entry() else {
+                return;
+            };
+            let mut entry = Entry::default();
+            entry.data = data.clone();
+            let mut message = Message::default();
+            message.set_msg_type(MessageType::MsgPropose);
+            message.from = self.settings.member_id;
+            message.set_entries(vec![entry].into());
+            if self.raw.raft.step(message).is_err() {
+                return self.proposals.put_back(data);
+            }
+        }
+    }
+
+    fn ask_for_indexes(&mut self) {
+        if !self.reads.has_unasked() {
+            return;
+        }
+        if self.is_leader() {
+            if !self.raw.raft.commit_to_current_term() {
+                return; // the leader does not know yet what was committed before it
+            }
+            if self.is_alone() {
+                self.reads
+                    .index_without_round(self.raw.raft.raft_log.committed);
+                return;
+            }
+        }
+        for context in self.reads.ask(self.tick) {
+            self.read_rounds += 1;
+            self.raw.read_index(context);
+        }
+    }
+
+    /// Collects what is to be done.
+    pub(crate) fn poll(&mut self, out: &mut Output) -> Result<(), RaftError> {
+        self.in_flight.take_released(out);
+        loop {
+            self.send_queued();
+            if !self.raw.has_ready() {
+                break;
+            }
+            self.handle_ready(out)?;
+        }
+        self.in_flight.take_writes(out);
+        self.reads.take_ready(self.applied, &mut out.reads);
+        out.fetches.append(&mut self.raw.mut_store().take_fetches());
+        out.discard.append(&mut self.discard);
+        Ok(())
+    }
+
+    /// Notes who leads; called when raft-rs says that it changed.
+    pub(crate) fn note_leader(&mut self, leader: u64) {
+        if leader == self.leader {
+            return;
+        }
+        if self.leader != 0 {
+            self.proposals.leader_lost();
+        }
+        if leader != 0 {
+            self.leader_changes += 1;
+            tracing::info!(
+                "member {:x}: leader is {leader:x} at term {}",
+                self.settings.member_id,
+                self.raw.raft.term
+            );
+        } else {
+            tracing::warn!(
+                "member {:x}: lost leader {:x}",
+                self.settings.member_id,
+                self.leader
+            );
+        }
+        self.held_reads.clear();
+        self.leader = leader;
+        self.reads.ask_again();
+    }
+
+    /// How it stands.
+    pub(crate) fn status(&self) -> ReplicaStatus {
+        let raft = &self.raw.raft;
+        ReplicaStatus {
+            term: raft.term,
+            leader: raft.leader_id,
+            is_leader: self.is_leader(),
+            is_learner: raft
+                .prs()
+                .conf()
+                .learners()
+                .contains(&self.settings.member_id),
+            last_index: raft.raft_log.last_index(),
+            commit_index: raft.raft_log.committed,
+            applied_index: self.applied,
+            leader_changes: self.leader_changes,
+            pending_proposals: self.proposals.pending().0,
+            failed_proposals: self.proposals.failed,
+            failed_reads: self.reads.failed,
+            read_rounds: self.read_rounds,
+        }
+    }
+}

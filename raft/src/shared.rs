@@ -1,0 +1,165 @@
+//! What the threads of a node and its handles share.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use crossbeam::channel::Sender;
+use varve_engine::backend::Backend;
+use varve_engine::mvcc::{Reader, Store};
+use varve_engine::wal::{Identity, WalStats};
+
+use crate::membership::Membership;
+use crate::metrics::Metrics;
+use crate::replica::{Input, ReplicaStatus};
+use crate::snapshot::Loading;
+use crate::stores::StoreFiles;
+
+/// The store in use.
+pub(crate) struct Current {
+    pub(crate) reader: Reader,
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) number: u64,
+}
+
+impl Current {
+    pub(crate) fn of(store: &Store, number: u64) -> Self {
+        Self {
+            reader: store.reader(),
+            backend: store.backend().clone(),
+            number,
+        }
+    }
+}
+
+/// One per node.
+pub(crate) struct Shared {
+    pub(crate) identity: Identity,
+    pub(crate) inputs: Sender<Input>,
+    pub(crate) current: ArcSwap<Current>,
+    pub(crate) membership: ArcSwap<Membership>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) wal_stats: Arc<WalStats>,
+    pub(crate) files: StoreFiles,
+    pub(crate) loading: Arc<Loading>,
+    /// Bytes of proposals on their way to the replica.
+    pub(crate) proposal_bytes: AtomicUsize,
+    /// Bytes of other members' messages on their way to the replica.
+    pub(crate) peer_bytes: AtomicUsize,
+    pub(crate) max_pending_bytes: usize,
+    pub(crate) is_stopped: AtomicBool,
+    failure: Mutex<Option<String>>,
+    status: SharedStatus,
+}
+
+/// The newest [`ReplicaStatus`], field by field.
+#[derive(Default)]
+struct SharedStatus {
+    term: AtomicU64,
+    leader: AtomicU64,
+    last_index: AtomicU64,
+    is_learner: AtomicBool,
+}
+
+impl Shared {
+    #[allow(clippy::too_many_arguments)] // named at the one place that calls it
+    pub(crate) fn new(
+        identity: Identity,
+        inputs: Sender<Input>,
+        current: Current,
+        membership: Arc<Membership>,
+        wal_stats: Arc<WalStats>,
+        files: StoreFiles,
+        next_store: u64,
+        max_pending_bytes: usize,
+    ) -> Self {
+        Self {
+            identity,
+            inputs,
+            current: ArcSwap::from_pointee(current),
+            membership: ArcSwap::new(membership),
+            metrics: Arc::default(),
+            wal_stats,
+            files,
+            loading: Arc::new(Loading::new(next_store)),
+            proposal_bytes: AtomicUsize::new(0),
+            peer_bytes: AtomicUsize::new(0),
+            max_pending_bytes,
+            is_stopped: AtomicBool::new(false),
+            failure: Mutex::new(None),
+            status: SharedStatus::default(),
+        }
+    }
+
+    /// Publishes how the replica stands.
+    pub(crate) fn set_status(&self, status: &ReplicaStatus) {
+        self.status.term.store(status.term, Ordering::Relaxed);
+        self.status.leader.store(status.leader, Ordering::Relaxed);
+        self.status
+            .last_index
+            .store(status.last_index, Ordering::Relaxed);
+        self.status
+            .is_learner
+            .store(status.is_learner, Ordering::Relaxed);
+        let metrics = &*self.metrics;
+        metrics
+            .committed_index
+            .store(status.commit_index, Ordering::Relaxed);
+        metrics
+            .applied_index
+            .store(status.applied_index, Ordering::Relaxed);
+        metrics
+            .proposals_pending
+            .store(status.pending_proposals as u64, Ordering::Relaxed);
+        metrics
+            .proposals_failed
+            .store(status.failed_proposals, Ordering::Relaxed);
+        metrics
+            .reads_failed
+            .store(status.failed_reads, Ordering::Relaxed);
+        metrics
+            .read_rounds
+            .store(status.read_rounds, Ordering::Relaxed);
+        metrics
+            .leader_changes
+            .store(status.leader_changes, Ordering::Relaxed);
+        metrics
+            .has_leader
+            .store(status.leader != 0, Ordering::Relaxed);
+        metrics.is_leader.store(status.is_leader, Ordering::Relaxed);
+    }
+
+    pub(crate) fn term(&self) -> u64 {
+        self.status.term.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn leader(&self) -> u64 {
+        self.status.leader.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn last_index(&self) -> u64 {
+        self.status.last_index.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_learner(&self) -> bool {
+        self.status.is_learner.load(Ordering::Relaxed)
+    }
+
+    /// Notes why the node cannot go on, and stops the replica. The first reason counts.
+    pub(crate) fn fail(&self, reason: String) {
+        tracing::error!("the node stops: {reason}");
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.get_or_insert(reason);
+        drop(failure);
+        // If the replica is gone already there is nothing left to stop.
+        let _ = self.inputs.send(Input::Stop);
+    }
+
+    /// Why the node stopped by itself, if it did.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}

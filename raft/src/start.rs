@@ -1,0 +1,252 @@
+//! Opening a data directory: from files to a replica that can go on.
+//!
+//! | log | store | what happens |
+//! |---|---|---|
+//! | new | none | bootstrap: marker and members at index 1, term 1 |
+//! | new | there | refused: the log is gone |
+//! | begins with the bootstrap | empty | the crash came within the bootstrap, or the engine keeps nothing: members are written, the log is applied from its start |
+//! | there | behind the log's beginning | refused |
+//! | there | within the log | goes on; committed entries after it are applied |
+//! | there | ahead of the log, or of another term | refused: the log has lost entries |
+
+use std::path::Path;
+use std::sync::Arc;
+
+use raft::eraftpb::HardState;
+use varve_engine::backend::Applied;
+use varve_engine::disk::{Disk, OpenMode};
+use varve_engine::mvcc::{BatchOptions, Store};
+use varve_engine::wal::{Group, Identity, Wal, WalConfig};
+
+use crate::config::Config;
+use crate::error::RaftError;
+use crate::log::RaftLog;
+use crate::membership::Membership;
+use crate::meta;
+use crate::record::{self, Marker};
+use crate::replay::{Replay, Replayed};
+use crate::stores::{FIRST_STORE, StoreFiles};
+
+/// The file that says whose data directory it is.
+const MEMBER_FILE: &str = "member";
+const MEMBER_FILE_NEW: &str = "member.new";
+
+/// A data directory, opened.
+pub(crate) struct Started {
+    pub(crate) identity: Identity,
+    pub(crate) wal: Wal,
+    pub(crate) replayed: Replayed,
+    pub(crate) store: Store,
+    pub(crate) membership: Arc<Membership>,
+    pub(crate) files: StoreFiles,
+    /// Number for the next store file.
+    pub(crate) next_store: u64,
+}
+
+/// Opens or makes everything in the data directory.
+pub(crate) fn open(config: &Config, wal_config: WalConfig) -> Result<Started, RaftError> {
+    let disk = &config.disk;
+    disk.create_dir(&config.data_dir)?;
+    let bootstrap = config
+        .initial_cluster
+        .membership(&config.initial_cluster_token)?;
+    let identity = identify(config, &bootstrap)?;
+
+    let mut replay = Replay::new(config.log_cache_bytes);
+    let wal_dir = config.data_dir.join("wal");
+    let (mut wal, recovered) = Wal::open(
+        disk.clone(),
+        &wal_dir,
+        wal_config,
+        identity,
+        &mut |lsn, kind, payload| {
+            replay.visit(lsn, kind, payload);
+        },
+    )?;
+    tracing::info!(
+        "log: {:?}, {} records in {} segments, {} bytes cut",
+        recovered.case,
+        recovered.records,
+        recovered.segments,
+        recovered.truncated_bytes
+    );
+    let files = StoreFiles::new(
+        config.data_dir.clone(),
+        disk.clone(),
+        config.open_store.clone(),
+    );
+    let replayed = match replay.finish(wal.reader())? {
+        Some(replayed) => replayed,
+        None => form_cluster(&mut wal, &files, &bootstrap, config)?,
+    };
+    let store = open_store(&files, &replayed)?;
+    let Some(membership) = meta::members(&store.view())? else {
+        return Err(RaftError::Inconsistent(
+            "the store names no members".to_owned(),
+        ));
+    };
+    let mut next_store = replayed.marker.store + 1;
+    for number in files.numbers()? {
+        next_store = next_store.max(number + 1);
+        if number != replayed.marker.store {
+            tracing::info!("removing the leftover store {number}");
+            files.remove(number)?;
+        }
+    }
+    Ok(Started {
+        identity,
+        wal,
+        replayed,
+        store,
+        membership,
+        files,
+        next_store,
+    })
+}
+
+/// Whose data directory it is. Written once, and never changed.
+fn identify(config: &Config, bootstrap: &Membership) -> Result<Identity, RaftError> {
+    let own = bootstrap
+        .members()
+        .find(|member| member.name == config.name);
+    let path = config.data_dir.join(MEMBER_FILE);
+    if config.disk.exists(&path)? {
+        let found = read_member_file(&*config.disk, &path)?;
+        return match own {
+            Some(own) if own.id != found.member_id => Err(RaftError::Foreign {
+                path: config.data_dir.clone(),
+                found_member: found.member_id,
+                found_cluster: found.cluster_id,
+                expected_member: own.id,
+                expected_cluster: bootstrap.cluster_id(),
+            }),
+            _ => Ok(found),
+        };
+    }
+    config
+        .initial_cluster
+        .verify(&config.name, &config.advertise_peer_urls)?;
+    let identity = Identity {
+        cluster_id: bootstrap.cluster_id(),
+        member_id: own.map_or(0, |own| own.id),
+    };
+    write_member_file(&*config.disk, &config.data_dir, identity)?;
+    Ok(identity)
+}
+
+fn write_member_file(
+    disk: &dyn Disk,
+    data_dir: &Path,
+    identity: Identity,
+) -> Result<(), RaftError> {
+    let text = format!(
+        "varve 1\ncluster {:016x}\nmember {:016x}\n",
+        identity.cluster_id, identity.member_id
+    );
+    let new = data_dir.join(MEMBER_FILE_NEW);
+    let file = disk.open(&new, OpenMode::Create)?;
+    file.truncate(0)?;
+    file.write_at(text.as_bytes(), 0)?;
+    file.sync()?;
+    disk.rename(&new, &data_dir.join(MEMBER_FILE))?;
+    Ok(disk.sync_dir(data_dir)?)
+}
+
+fn read_member_file(disk: &dyn Disk, path: &Path) -> Result<Identity, RaftError> {
+    let file = disk.open(path, OpenMode::Existing)?;
+    let mut bytes = [0; 256];
+    let read = file.read_at(&mut bytes, 0)?;
+    let text = String::from_utf8_lossy(&bytes[..read]);
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        u64::from_str_radix(line.trim(), 16).ok()
+    };
+    match (
+        text.starts_with("varve 1\n"),
+        field("cluster "),
+        field("member "),
+    ) {
+        (true, Some(cluster_id), Some(member_id)) => Ok(Identity {
+            cluster_id,
+            member_id,
+        }),
+        _ => Err(RaftError::Inconsistent(format!(
+            "{} does not name a member and a cluster",
+            path.display()
+        ))),
+    }
+}
+
+/// Writes the first marker: every member of the bootstrap writes the same.
+fn form_cluster(
+    wal: &mut Wal,
+    files: &StoreFiles,
+    bootstrap: &Membership,
+    config: &Config,
+) -> Result<Replayed, RaftError> {
+    if let Some(number) = files.numbers()?.first() {
+        return Err(RaftError::Inconsistent(format!(
+            "it is empty, but there is store {number}: the log was removed or lost; \
+             this member must be replaced"
+        )));
+    }
+    let marker = Marker {
+        index: 1,
+        term: 1,
+        store: FIRST_STORE,
+        reset: true,
+        membership: bootstrap.clone(),
+    };
+    let hard_state = HardState {
+        term: 1,
+        commit: 1,
+        ..HardState::default()
+    };
+    let mut group = Group::new();
+    record::push_marker(&mut group, &marker)?;
+    record::push_hard_state(&mut group, &hard_state)?;
+    wal.commit(&mut group)?;
+    let log = RaftLog::new((1, 1), config.log_cache_bytes, wal.reader());
+    Ok(Replayed {
+        log,
+        hard_state,
+        marker,
+    })
+}
+
+fn open_store(files: &StoreFiles, replayed: &Replayed) -> Result<Store, RaftError> {
+    let Replayed { log, marker, .. } = replayed;
+    if marker.store != FIRST_STORE && !files.exists(marker.store)? {
+        return Err(RaftError::Inconsistent(format!(
+            "it names store {}, which is not there: this member must be replaced",
+            marker.store
+        )));
+    }
+    let mut store = Store::open(files.open(marker.store)?)?;
+    let applied = store.view().applied();
+    if applied.index == 0 && marker.store == FIRST_STORE && marker.index == 1 {
+        let mut txn = store.begin(BatchOptions::default())?;
+        txn.put_meta(meta::MEMBERS, &meta::encode_members(&marker.membership))?;
+        txn.publish(Applied {
+            term: marker.term,
+            index: marker.index,
+        })?;
+        return Ok(store);
+    }
+    if applied.index < marker.index {
+        return Err(RaftError::Inconsistent(format!(
+            "it begins after {}, but the store applies only to {}: this member must be replaced",
+            marker.index, applied.index
+        )));
+    }
+    if log.term_at(applied.index) != Some(applied.term) {
+        return Err(RaftError::Inconsistent(format!(
+            "the store applies to entry {} of term {}, which the log (up to {}) does not hold: \
+             it has lost entries, this member must be replaced",
+            applied.index,
+            applied.term,
+            log.last()
+        )));
+    }
+    Ok(store)
+}
