@@ -62,6 +62,7 @@ fn an_old_read_takes_few_steps_however_many_versions() {
         most = most.max(counting.reads.get());
         total += counting.reads.get();
     }
+    println!("steps: at most {most}, {} in total", total);
     // 5,000 is below 8^5: at most 8 steps for each of 5 levels.
     assert!(most <= 40, "{most}");
     assert!(total / 5000 <= 20, "{}", total / 5000);
