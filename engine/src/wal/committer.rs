@@ -1,9 +1,19 @@
-//! The thread that commits.
+//! The thread that commits: all groups that are queued become one write and one
+//! sync. While it waits for the disk, the next ones queue up, so that the size
+//! of a batch follows from the load.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::{Committed, Group, Lsn, Result, Wal, WalReader, WalStats};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+
+use super::{Committed, Group, Lsn, Result, Wal, WalError, WalReader, WalStats};
+
+/// Bytes up to which queued groups become one; a larger one goes alone.
+const MAX_BATCH_BYTES: usize = 4 << 20;
 
 /// The end of one submitted group.
 #[derive(Debug)]
@@ -13,16 +23,26 @@ pub struct Completion {
     /// The group, for use again ([`Group::clear`] it).
     pub group: Group,
     /// Where it is, or why it is not durable. After the first error all later
-    /// groups fail.
+    /// groups fail with [`WalError::Latched`].
     pub result: Result<Committed>,
+}
+
+enum Request {
+    Commit(u64, Group),
+    Release(Lsn),
+    Shutdown,
 }
 
 /// The thread that owns a [`Wal`]: it takes all groups that are queued, writes
 /// them with one write and one sync, and calls back in order of submission.
 #[derive(Debug)]
-pub struct Committer {}
+pub struct Committer {
+    requests: Sender<Request>,
+    thread: Option<JoinHandle<Wal>>,
+    reader: WalReader,
+    stats: Arc<WalStats>,
+}
 
-#[allow(unused_variables)]
 impl Committer {
     /// Starts the thread. `complete` is called on it, once per group, in order of
     /// submission; it must not block. After `idle` without a group a mark is
@@ -32,33 +52,185 @@ impl Committer {
         idle: Duration,
         complete: impl FnMut(Completion) + Send + 'static,
     ) -> std::io::Result<Self> {
-        unimplemented!()
+        let (requests, queue) = unbounded();
+        let (reader, stats) = (wal.reader(), wal.stats());
+        let mut worker = Worker {
+            wal,
+            idle,
+            complete,
+            waiting: VecDeque::new(),
+            merged: Group::new(),
+            batch: Vec::new(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("wal".into())
+            .spawn(move || {
+                worker.run(&queue);
+                worker.wal
+            })?;
+        Ok(Self {
+            requests,
+            thread: Some(thread),
+            reader,
+            stats,
+        })
     }
 
-    /// Queues a group; never waits for the disk. Fails with `Closed` if the
-    /// thread has ended.
+    /// Queues a group; never waits for the disk. How much may be queued is for the
+    /// caller to bound, by counting completions. Fails with [`WalError::Closed`]
+    /// if the thread has ended.
     pub fn submit(&self, ticket: u64, group: Group) -> Result<()> {
-        unimplemented!()
+        self.requests
+            .send(Request::Commit(ticket, group))
+            .map_err(|_| WalError::Closed)
     }
 
-    /// As [`Wal::release`], later.
+    /// As [`Wal::release`], after what was queued before.
     pub fn release(&self, lsn: Lsn) {
-        unimplemented!()
+        // A thread that has ended leaves the segments to the next start.
+        let _ = self.requests.send(Request::Release(lsn));
     }
 
     /// A reader.
     pub fn reader(&self) -> WalReader {
-        unimplemented!()
+        self.reader.clone()
     }
 
     /// Counters.
     pub fn stats(&self) -> Arc<WalStats> {
-        unimplemented!()
+        self.stats.clone()
     }
 
     /// Commits what is queued, writes a mark, ends the thread and hands the log
     /// back. Dropping the committer does the same without the log.
-    pub fn shutdown(self) -> Result<Wal> {
-        unimplemented!()
+    pub fn shutdown(mut self) -> Result<Wal> {
+        self.end().ok_or(WalError::Closed)
+    }
+
+    /// `None` if the thread panicked, or has been ended before.
+    fn end(&mut self) -> Option<Wal> {
+        let _ = self.requests.send(Request::Shutdown);
+        self.thread.take()?.join().ok()
+    }
+}
+
+impl Drop for Committer {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+struct Worker<F> {
+    wal: Wal,
+    idle: Duration,
+    complete: F,
+    /// Taken off the queue, in order.
+    waiting: VecDeque<(u64, Group)>,
+    /// Several groups as one.
+    merged: Group,
+    /// The parts of `merged`, with their offsets in it.
+    batch: Vec<(u64, Group, u64)>,
+}
+
+impl<F: FnMut(Completion)> Worker<F> {
+    fn run(&mut self, queue: &Receiver<Request>) {
+        let mut open = true;
+        while open {
+            // A mark only after something that it could mark.
+            let request = match self.wal.wants_mark() {
+                true => queue.recv_timeout(self.idle),
+                false => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match request {
+                Ok(request) => open = self.take(request),
+                Err(RecvTimeoutError::Timeout) => self.mark(),
+                Err(RecvTimeoutError::Disconnected) => open = false,
+            }
+            while open && let Ok(request) = queue.try_recv() {
+                open = self.take(request);
+            }
+            self.commit_waiting();
+        }
+        self.mark();
+    }
+
+    /// Whether to go on.
+    fn take(&mut self, request: Request) -> bool {
+        match request {
+            Request::Commit(ticket, group) => self.waiting.push_back((ticket, group)),
+            Request::Release(lsn) => self.wal.release(lsn),
+            Request::Shutdown => return false,
+        }
+        true
+    }
+
+    /// An error latches and is told to the next caller.
+    fn mark(&mut self) {
+        if let Err(error) = self.wal.sync_mark() {
+            tracing::error!(%error, "the log could not be marked");
+        }
+    }
+
+    fn commit_waiting(&mut self) {
+        while let Some((ticket, mut group)) = self.waiting.pop_front() {
+            let more = self.waiting.front();
+            if more.is_some_and(|(_, next)| group.fits(next, MAX_BATCH_BYTES)) {
+                self.merge(ticket, group);
+                self.commit_merged();
+            } else {
+                let result = self.wal.commit(&mut group);
+                self.count(1);
+                (self.complete)(Completion {
+                    ticket,
+                    group,
+                    result,
+                });
+            }
+        }
+    }
+
+    /// Collects the group and those behind it, as far as they fit.
+    fn merge(&mut self, ticket: u64, group: Group) {
+        self.merged.clear();
+        let mut next = Some((ticket, group));
+        while let Some((ticket, group)) = next {
+            let offset = self.merged.append(&group);
+            self.batch.push((ticket, group, offset));
+            let merged = &self.merged;
+            let fits = |(_, next): &(u64, Group)| merged.fits(next, MAX_BATCH_BYTES);
+            next = match self.waiting.front().is_some_and(fits) {
+                true => self.waiting.pop_front(),
+                false => None,
+            };
+        }
+    }
+
+    fn commit_merged(&mut self) {
+        let mut result = self.wal.commit(&mut self.merged);
+        self.count(self.batch.len() as u64);
+        for (ticket, group, offset) in self.batch.drain(..) {
+            let own = match &result {
+                Ok(all) => Ok(Committed {
+                    first_lsn: all.first_lsn + offset,
+                    ..*all
+                }),
+                // The first one gets the error itself, the others its text.
+                Err(error) => {
+                    let text = WalError::Latched(error.to_string());
+                    std::mem::replace(&mut result, Err(text))
+                }
+            };
+            (self.complete)(Completion {
+                ticket,
+                group,
+                result: own,
+            });
+        }
+    }
+
+    fn count(&self, groups: u64) {
+        let stats = self.wal.stats_ref();
+        stats.groups.fetch_add(groups, Ordering::Relaxed);
+        stats.batch_groups.record(groups);
     }
 }

@@ -12,10 +12,13 @@
 mod committer;
 mod error;
 mod group;
+mod keeper;
 mod log;
 mod reader;
-mod record;
+pub mod record;
 mod recovery;
+mod scan;
+mod segment;
 mod stats;
 
 pub use committer::{Committer, Completion};
@@ -67,3 +70,6 @@ impl Default for WalConfig {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

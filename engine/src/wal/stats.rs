@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Buckets of a [`Histogram`]: bucket `i` counts values below `2^i`, the last all others.
-pub const BUCKETS: usize = 32;
+/// Bucket `i` counts values below `2^i`, the last all others.
+const BUCKETS: usize = 32;
 
 /// Counts of values by powers of two.
 #[derive(Debug, Default)]

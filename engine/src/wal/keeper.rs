@@ -1,0 +1,289 @@
+//! Prepares the next segment ahead and disposes of released ones.
+//!
+//! # Invariants
+//! 1. A prepared segment is on disk under its final name, zero-filled or with
+//!    records of an earlier life, without a header, and durable, before its
+//!    predecessor is sealed.
+//! 2. Segments go in order, each durably before the next: a crash leaves no gap.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+
+use super::segment::{HEADER_BYTES, segment_path, spare_path};
+use super::{Result, WalConfig, WalError, WalStats};
+use crate::disk::{AlignedBuf, BLOCK_BYTES, Disk, DiskError, File, OpenMode};
+
+/// Bytes written at a time when filling with zeroes.
+const FILL_BYTES: usize = 1 << 20;
+
+/// Bytes after which filling waits for the disk, so that a group commit beside it
+/// does not queue behind all of it.
+const FILL_SYNC_BYTES: u64 = 4 << 20;
+
+/// A segment ready to get its header.
+pub(super) struct Prepared {
+    pub(super) number: u64,
+    pub(super) path: PathBuf,
+    pub(super) file: Arc<dyn File>,
+    pub(super) file_bytes: u64,
+}
+
+/// The work, done by whoever calls.
+pub(super) struct Work {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) dir: PathBuf,
+    pub(super) config: WalConfig,
+    /// Files of released segments, to be used again.
+    pub(super) spares: Vec<PathBuf>,
+    /// Released segments that are still to go, oldest first.
+    pub(super) doomed: VecDeque<(u64, PathBuf)>,
+}
+
+impl Work {
+    /// Makes segment `number` with room for at least `bytes`.
+    pub(super) fn prepare(&mut self, number: u64, bytes: u64) -> Result<Prepared> {
+        let path = segment_path(&self.dir, number);
+        let file = match self.spares.last() {
+            Some(spare) if !self.disk.exists(&path)? => {
+                let file = self.disk.open_log(spare, OpenMode::Existing)?;
+                clear_header(&*file)?;
+                self.disk.rename(spare, &path)?;
+                self.spares.pop();
+                file
+            }
+            _ => {
+                let file = self.disk.open_log(&path, OpenMode::Create)?;
+                clear_header(&*file)?;
+                file
+            }
+        };
+        let file_bytes = fill(&*file, self.config.segment_bytes.max(bytes))?;
+        self.disk.sync_dir(&self.dir)?;
+        Ok(Prepared {
+            number,
+            path,
+            file,
+            file_bytes,
+        })
+    }
+
+    /// Disposes of what was released: to the spares or away.
+    fn dispose(&mut self) -> Result<()> {
+        while let Some((number, path)) = self.doomed.front() {
+            if self.spares.len() < self.config.spare_segments {
+                let spare = spare_path(&self.dir, *number);
+                self.disk.rename(path, &spare)?;
+                self.spares.insert(0, spare);
+            } else {
+                self.disk.remove(path)?;
+            }
+            self.doomed.pop_front();
+            self.disk.sync_dir(&self.dir)?;
+        }
+        Ok(())
+    }
+
+    fn dispose_or_warn(&mut self) {
+        if let Err(error) = self.dispose() {
+            // Nothing is lost by keeping them, and the next release tries again.
+            tracing::warn!(%error, "a released log segment could not be let go");
+        }
+    }
+}
+
+/// Durably takes the header of an earlier life away, before the file gets the
+/// name of a segment.
+fn clear_header(file: &dyn File) -> std::result::Result<(), DiskError> {
+    let mut block = [0; BLOCK_BYTES];
+    let read = file.read_at(&mut block, 0)?;
+    if block[..read].iter().any(|byte| *byte != 0) {
+        file.write_durable(&AlignedBuf::zeroed(BLOCK_BYTES), 0)?;
+    }
+    Ok(())
+}
+
+/// Grows the file to `bytes` of written zeroes, so that later syncs are of data
+/// only; its length.
+pub(super) fn fill(file: &dyn File, bytes: u64) -> std::result::Result<u64, DiskError> {
+    let bytes = bytes
+        .max(2 * HEADER_BYTES)
+        .next_multiple_of(BLOCK_BYTES as u64);
+    let length = file.len()?;
+    if length >= bytes {
+        return Ok(length);
+    }
+    file.allocate(length, bytes - length)?;
+    let zeroes = AlignedBuf::zeroed(FILL_BYTES.min((bytes - length) as usize));
+    let (mut offset, mut unsynced) = (length, 0);
+    while offset < bytes {
+        let count = (bytes - offset).min(zeroes.len() as u64);
+        file.write_at(&zeroes[..count as usize], offset)?;
+        offset += count;
+        unsynced += count;
+        if unsynced >= FILL_SYNC_BYTES || offset == bytes {
+            file.sync()?;
+            unsynced = 0;
+        }
+    }
+    Ok(bytes)
+}
+
+enum Job {
+    Prepare {
+        number: u64,
+        reply: Sender<Result<Prepared>>,
+    },
+    Dispose(Vec<(u64, PathBuf)>),
+}
+
+enum Next {
+    /// Not being prepared; if an attempt failed, nothing of it is in the way.
+    None,
+    Ready(Prepared),
+    Pending(Receiver<Result<Prepared>>),
+}
+
+/// Does the work itself, or has a thread for it.
+pub(super) struct Keeper {
+    next: Next,
+    stats: Arc<WalStats>,
+    /// The work, unless the thread has it.
+    work: Option<Work>,
+    thread: Option<(Sender<Job>, JoinHandle<()>)>,
+}
+
+impl Keeper {
+    pub(super) fn new(work: Work, stats: Arc<WalStats>) -> Result<Self> {
+        if !work.config.prepare_in_background {
+            return Ok(Self {
+                next: Next::None,
+                stats,
+                work: Some(work),
+                thread: None,
+            });
+        }
+        let (jobs, queue) = unbounded();
+        let dir = work.dir.clone();
+        let thread = std::thread::Builder::new()
+            .name("wal-keeper".into())
+            .spawn(move || run(work, &queue))
+            .map_err(|e| DiskError::io("start a thread for", &dir, 0, e))?;
+        Ok(Self {
+            next: Next::None,
+            stats,
+            work: None,
+            thread: Some((jobs, thread)),
+        })
+    }
+
+    /// Starts preparing segment `number`, if that is not under way. Failure shows
+    /// in the stats and is tried again by the next call.
+    pub(super) fn prepare_ahead(&mut self, number: u64) {
+        self.poll();
+        if !matches!(self.next, Next::None) {
+            return;
+        }
+        if let Some(work) = &mut self.work {
+            let result = work.prepare(number, 0);
+            self.arrived(result);
+        } else if let Some((jobs, _)) = &self.thread {
+            let (reply, receiver) = bounded(1);
+            if jobs.send(Job::Prepare { number, reply }).is_ok() {
+                self.next = Next::Pending(receiver);
+            }
+        }
+    }
+
+    fn poll(&mut self) {
+        if let Next::Pending(receiver) = &self.next
+            && let Ok(result) = receiver.try_recv()
+        {
+            self.arrived(result);
+        }
+    }
+
+    fn arrived(&mut self, result: Result<Prepared>) {
+        self.stats
+            .prepare_failed
+            .store(u64::from(result.is_err()), Ordering::Relaxed);
+        self.next = match result {
+            Ok(prepared) => Next::Ready(prepared),
+            Err(error) => {
+                tracing::warn!(%error, "the next log segment could not be prepared yet");
+                Next::None
+            }
+        };
+    }
+
+    /// Segment `number`, with room for `bytes`; waits for it if need be.
+    pub(super) fn take(&mut self, number: u64, bytes: u64) -> Result<Prepared> {
+        if let Next::Pending(receiver) = &self.next {
+            let result = receiver.recv().unwrap_or(Err(WalError::Closed));
+            self.arrived(result);
+        }
+        if matches!(self.next, Next::None) {
+            // Once more, now that it cannot wait: this time the error counts.
+            let result = match (&mut self.work, &self.thread) {
+                (Some(work), _) => work.prepare(number, bytes),
+                (None, Some((jobs, _))) => {
+                    let (reply, receiver) = bounded(1);
+                    jobs.send(Job::Prepare { number, reply })
+                        .map_err(|_| WalError::Closed)?;
+                    receiver.recv().unwrap_or(Err(WalError::Closed))
+                }
+                (None, None) => Err(WalError::Closed),
+            };
+            self.stats
+                .prepare_failed
+                .store(u64::from(result.is_err()), Ordering::Relaxed);
+            self.next = Next::Ready(result?);
+        }
+        match std::mem::replace(&mut self.next, Next::None) {
+            Next::Ready(mut prepared) => {
+                // A group that is larger than a segment gets a larger segment.
+                prepared.file_bytes = fill(&*prepared.file, bytes)?;
+                Ok(prepared)
+            }
+            _ => Err(WalError::Closed),
+        }
+    }
+
+    /// Lets go of released segments, oldest first.
+    pub(super) fn dispose(&mut self, released: Vec<(u64, PathBuf)>) {
+        if let Some(work) = &mut self.work {
+            work.doomed.extend(released);
+            work.dispose_or_warn();
+        } else if let Some((jobs, _)) = &self.thread {
+            // A thread that has ended leaves the files to the next start.
+            let _ = jobs.send(Job::Dispose(released));
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        if let Some((jobs, thread)) = self.thread.take() {
+            drop(jobs);
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(mut work: Work, queue: &Receiver<Job>) {
+    for job in queue {
+        match job {
+            Job::Prepare { number, reply } => {
+                let _ = reply.send(work.prepare(number, 0));
+            }
+            Job::Dispose(released) => {
+                work.doomed.extend(released);
+                work.dispose_or_warn();
+            }
+        }
+    }
+}

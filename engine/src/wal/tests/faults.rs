@@ -1,0 +1,148 @@
+//! Failing disks: the error is named, and the log stops for good.
+
+use super::*;
+use crate::disk::sim::{Fault, FaultOn};
+
+fn fault(on: FaultOn, errno: i32) -> Fault {
+    Fault {
+        on,
+        after: 0,
+        forever: false,
+        path_contains: String::new(),
+        errno,
+    }
+}
+
+fn payload_group(byte: u8) -> Group {
+    let mut group = Group::new();
+    group.push(1, &[&[byte; 6000]]).unwrap();
+    group
+}
+
+#[test]
+fn a_failed_write_or_sync_latches() {
+    let kinds = [
+        (FaultOn::Write, libc::EIO, "write", "os error 5"),
+        (FaultOn::Write, libc::ENOSPC, "write", "os error 28"),
+        (FaultOn::Sync, libc::EIO, "sync", "os error 5"),
+        (FaultOn::Sync, libc::ENOSPC, "sync", "os error 28"),
+    ];
+    for (on, errno, action, what) in kinds {
+        let disk = SimDisk::new();
+        let (mut wal, ..) = open(&disk).unwrap();
+        let kept = commit(&mut wal, &[b"kept"]).first_lsn;
+        disk.inject(fault(on, errno));
+        let error = wal.commit(&mut payload_group(1)).unwrap_err().to_string();
+        let place = format!("{action} /data/wal/0000000000000001.wal at offset 8192");
+        assert!(error.contains(&place) && error.contains(what), "{error}");
+        // The fault is gone, and still nothing is written: what the failed call left
+        // on the platter is not known.
+        for _ in 0..2 {
+            let again = wal.commit(&mut payload_group(2)).unwrap_err();
+            assert!(
+                matches!(&again, WalError::Latched(text) if *text == error),
+                "{again}"
+            );
+        }
+        assert!(matches!(wal.sync_mark(), Err(WalError::Latched(_))));
+        assert_eq!(
+            wal.stats()
+                .latched
+                .load(std::sync::atomic::Ordering::Relaxed),
+            1
+        );
+        assert_eq!(
+            wal.reader().read(kept).unwrap().1,
+            b"kept",
+            "reading goes on"
+        );
+        drop(wal);
+        for seed in 0..20 {
+            let (_, _, records) = open(&disk.crash_now(seed)).unwrap();
+            assert_eq!(records[0].2, b"kept");
+            assert!(records.len() == 1 || records[1].2 == [1; 6000]);
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_is_named_and_the_log_can_be_opened_again() {
+    let disk = SimDisk::new();
+    let (mut wal, ..) = open(&disk).unwrap();
+    disk.set_capacity(Some(disk.used_bytes()));
+    let mut held = 0;
+    let error = loop {
+        match wal.commit(&mut payload_group(held)) {
+            Ok(_) => held += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(
+        error.to_string().contains("No space left on device"),
+        "{error}"
+    );
+    assert!(
+        held >= 13,
+        "the prepared segment was used up first: {held} groups"
+    );
+    assert_eq!(
+        wal.stats()
+            .prepare_failed
+            .load(std::sync::atomic::Ordering::Relaxed),
+        1
+    );
+    drop(wal);
+    disk.set_capacity(None);
+    let (mut wal, _, records) = open(&disk).unwrap();
+    assert_eq!(records.len(), usize::from(held));
+    wal.commit(&mut payload_group(200)).unwrap();
+}
+
+#[test]
+fn a_full_disk_shows_before_the_log_is_full() {
+    let disk = SimDisk::new();
+    let (mut wal, ..) = open(&disk).unwrap();
+    let failed = |wal: &Wal| {
+        wal.stats()
+            .prepare_failed
+            .load(std::sync::atomic::Ordering::Relaxed)
+    };
+    disk.set_capacity(Some(disk.used_bytes()));
+    while wal
+        .stats()
+        .rotations
+        .load(std::sync::atomic::Ordering::Relaxed)
+        == 0
+    {
+        wal.commit(&mut payload_group(1)).unwrap();
+    }
+    assert_eq!(failed(&wal), 1);
+    wal.commit(&mut payload_group(2)).unwrap();
+    disk.set_capacity(None);
+    wal.commit(&mut payload_group(3)).unwrap();
+    assert_eq!(failed(&wal), 0, "tried again, and space was back");
+}
+
+#[test]
+fn a_failed_read_is_an_error_and_changes_nothing() {
+    let disk = SimDisk::new();
+    let (mut wal, ..) = open(&disk).unwrap();
+    let lsn = commit(&mut wal, &[b"x"]).first_lsn;
+    disk.inject(fault(FaultOn::Read, libc::EIO));
+    let error = wal.reader().read(lsn).unwrap_err();
+    assert!(matches!(error, WalError::Disk(_)), "{error}");
+    assert_eq!(wal.reader().read(lsn).unwrap().1, b"x");
+    drop(wal);
+    for after in 0..3 {
+        disk.inject(Fault {
+            after,
+            ..fault(FaultOn::Read, libc::EIO)
+        });
+        assert!(
+            matches!(open(&disk), Err(WalError::Disk(_))),
+            "read {after}"
+        );
+        disk.clear_faults();
+    }
+    assert_eq!(open(&disk).unwrap().2.len(), 1);
+}
