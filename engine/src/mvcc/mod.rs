@@ -53,7 +53,7 @@ pub use live::{EventBatch, LiveEvents};
 pub use options::{BatchOptions, CompactBudget, EventLimits, EventsEnd, Limits, RangeEnd};
 pub use snapshot::{SnapshotInfo, SnapshotPosition, SnapshotSink, SnapshotSource};
 pub use store::{CommandResponse, Published, Reader, Reply, Store, WriteTxn};
-pub use validate::{validate, validate_range, validate_read_txn};
+pub use validate::{MAX_KEY_BYTES, validate, validate_range, validate_read_txn};
 pub use view::{LiveSums, View};
 
 /// Small things: the store's state and what other layers keep with it.

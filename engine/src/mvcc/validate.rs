@@ -7,11 +7,16 @@
 use std::collections::{BTreeMap, HashMap};
 
 use varve_types::{
-    ApiError, Command, DeleteRangeRequest, MAX_KEY_BYTES, PutRequest, RangeRequest, RequestOp,
-    TxnRequest,
+    ApiError, Command, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
 };
 
 use super::options::Limits;
+
+/// Longest key that can be put: what every engine can hold, since members may
+/// run different ones and must agree on what they refuse.
+pub const MAX_KEY_BYTES: usize = 1920;
+
+const _: () = assert!(MAX_KEY_BYTES <= varve_types::MAX_KEY_BYTES);
 
 type Result<T> = std::result::Result<T, ApiError>;
 
@@ -46,15 +51,17 @@ pub fn validate_read_txn(txn: &TxnRequest<'_>, limits: &Limits) -> Result<()> {
 }
 
 fn check_key(key: &[u8]) -> Result<()> {
-    match key.len() {
-        0 => Err(ApiError::KeyNotProvided),
-        length if length > MAX_KEY_BYTES => Err(ApiError::RequestTooLarge),
-        _ => Ok(()),
+    if key.is_empty() {
+        return Err(ApiError::KeyNotProvided);
     }
+    Ok(())
 }
 
 fn check_put(put: &PutRequest<'_>) -> Result<()> {
     check_key(put.key)?;
+    if put.key.len() > MAX_KEY_BYTES {
+        return Err(ApiError::RequestTooLarge);
+    }
     if put.ignore_value && !put.value.is_empty() {
         return Err(ApiError::ValueProvided);
     }

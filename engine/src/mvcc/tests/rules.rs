@@ -6,7 +6,7 @@ use varve_types::{
 };
 
 use super::super::keys::{LEASE, numbered};
-use super::super::{BatchOptions, MvccError};
+use super::super::{BatchOptions, MAX_KEY_BYTES, MvccError};
 use super::{ALL, Bench, all, put, show};
 
 fn grant(bench: &mut Bench, lease: u64) {
@@ -61,6 +61,29 @@ fn an_empty_key_is_refused() {
     let delete = Command::DeleteRange(DeleteRangeRequest::default());
     assert_eq!(bench.apply(&delete).result, Err(ApiError::KeyNotProvided));
     assert_eq!(bench.revision(), 1);
+}
+
+#[test]
+fn a_key_over_the_limit_is_refused_and_never_there() {
+    let mut bench = Bench::new();
+    let long = "k".repeat(MAX_KEY_BYTES + 1);
+    assert_eq!(
+        bench.put_with(put(&long, "v")),
+        Err(ApiError::RequestTooLarge)
+    );
+    assert_eq!(bench.put(&long[1..], "v"), 2);
+    let range = RangeRequest {
+        key: long.as_bytes(),
+        ..RangeRequest::default()
+    };
+    assert_eq!(bench.range(&range).unwrap().count, 0);
+    assert_eq!(bench.delete(&long), 2);
+    let to_it = RangeRequest {
+        key: b"k",
+        range_end: long.as_bytes(),
+        ..RangeRequest::default()
+    };
+    assert_eq!(bench.range(&to_it).unwrap().count, 1);
 }
 
 #[test]
