@@ -41,6 +41,7 @@ pub use membership::{Member, Membership};
 pub use metrics::{BUCKET_BOUNDS_US, Histogram, Metrics};
 pub use node::{Node, NodeHandle, SnapshotReceiver, Watchers};
 pub use sink::{Completion, Proposal, ReadSink, ReplySink};
+pub use start::MEMBER_FILE;
 pub use status::Status;
 pub use stores::StoreOpener;
 pub use transport::{NoTransport, SnapshotChunk, SnapshotStream, Transport};

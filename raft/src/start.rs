@@ -28,7 +28,7 @@ use crate::replay::{Replay, Replayed};
 use crate::stores::{FIRST_STORE, StoreFiles};
 
 /// The file that says whose data directory it is.
-const MEMBER_FILE: &str = "member";
+pub const MEMBER_FILE: &str = "member";
 const MEMBER_FILE_NEW: &str = "member.new";
 
 /// A data directory, opened.
