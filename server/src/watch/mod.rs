@@ -1,0 +1,11 @@
+//! Watches: cursors over the history, woken by the hub, served by connections.
+
+mod hub;
+mod interest;
+mod ring;
+mod stream;
+
+pub use hub::Hub;
+pub(crate) use hub::Source;
+pub(crate) use interest::OwnedRange;
+pub(crate) use stream::WatchSet;
