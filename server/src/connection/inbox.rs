@@ -1,0 +1,249 @@
+//! What other threads leave for a connection, and how they wake it.
+//!
+//! Invariant: a wake-up happens at most once between two looks of the
+//! connection, however much was left: whoever leaves the first thing takes the
+//! waker with it.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Waker};
+use std::time::Instant;
+
+use varve_engine::mvcc::View;
+use varve_raft::{Completion, ReadSink, ReplySink};
+use varve_types::ApiError;
+
+use crate::metrics::Kinds;
+
+/// Requests that were proposed together.
+#[derive(Debug, Default)]
+pub(crate) struct Writes {
+    /// Request id and opcode of each, in the order of the proposal.
+    pub(crate) requests: Vec<(u64, u8)>,
+    /// Bytes of their bodies, for the connection's bound.
+    pub(crate) bytes: usize,
+    /// How many of each kind.
+    pub(crate) kinds: Kinds,
+}
+
+/// Requests that wait for one linearizable view.
+#[derive(Debug, Default)]
+pub(crate) struct Reads {
+    /// Request id, opcode, and where the body ends in `bodies`.
+    pub(crate) requests: Vec<(u64, u8, usize)>,
+    /// The bodies, one after the other.
+    pub(crate) bodies: Vec<u8>,
+    /// How many of each kind.
+    pub(crate) kinds: Kinds,
+}
+
+/// Something that a connection waited for.
+pub(crate) enum Delivery {
+    /// Answers to a proposal.
+    Writes(Writes, Instant, Result<Completion, ApiError>),
+    /// A view that reads may be answered from, with the Raft term.
+    Reads(Reads, Instant, Result<(Arc<View>, u64), ApiError>),
+}
+
+/// Everything left at one time.
+#[derive(Default)]
+pub(crate) struct Mail {
+    /// What was waited for.
+    pub(crate) deliveries: Vec<Delivery>,
+    /// Watches that have something to send.
+    pub(crate) watches: Vec<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    mail: Mail,
+    waker: Option<Waker>,
+    closed: bool,
+}
+
+/// The inbox of a connection.
+#[derive(Default)]
+pub struct Inbox {
+    state: Mutex<State>,
+}
+
+impl Inbox {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that can panic runs under the lock.
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn leave(&self, put: impl FnOnce(&mut Mail)) {
+        let mut state = self.lock();
+        if state.closed {
+            return;
+        }
+        put(&mut state.mail);
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn deliver(&self, delivery: Delivery) {
+        self.leave(|mail| mail.deliveries.push(delivery));
+    }
+
+    /// Says that these watches have something to send.
+    pub(crate) fn wake_watches(&self, watches: &[u64]) {
+        self.leave(|mail| mail.watches.extend_from_slice(watches));
+    }
+
+    /// Moves everything into `mail`, which must be empty; whether there was
+    /// something. If not, the task is woken by the next thing that is left.
+    pub(crate) fn take(&self, mail: &mut Mail, context: &Context<'_>) -> bool {
+        let mut state = self.lock();
+        let found = &mut state.mail;
+        if found.deliveries.is_empty() && found.watches.is_empty() {
+            match &mut state.waker {
+                Some(waker) => waker.clone_from(context.waker()),
+                none => *none = Some(context.waker().clone()),
+            }
+            return false;
+        }
+        std::mem::swap(found, mail);
+        true
+    }
+
+    /// Drops what is there and what is still to come.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        let mail = std::mem::take(&mut state.mail);
+        state.waker = None;
+        drop(state);
+        // Views are let go outside of the lock.
+        drop(mail);
+    }
+}
+
+/// Takes the answers of a proposal to its connection. Dropped unused, it says
+/// that the node has stopped.
+pub(crate) struct WriteSink {
+    inbox: Arc<Inbox>,
+    pending: Option<(Writes, Instant)>,
+}
+
+impl WriteSink {
+    pub(crate) fn new(inbox: Arc<Inbox>, writes: Writes, started: Instant) -> Box<Self> {
+        Box::new(Self {
+            inbox,
+            pending: Some((writes, started)),
+        })
+    }
+
+    fn end(&mut self, outcome: Result<Completion, ApiError>) {
+        if let Some((writes, started)) = self.pending.take() {
+            self.inbox
+                .deliver(Delivery::Writes(writes, started, outcome));
+        }
+    }
+}
+
+impl ReplySink for WriteSink {
+    fn complete(mut self: Box<Self>, completion: Completion) {
+        self.end(Ok(completion));
+    }
+
+    fn refuse(mut self: Box<Self>, error: ApiError) {
+        self.end(Err(error));
+    }
+}
+
+impl Drop for WriteSink {
+    fn drop(&mut self) {
+        self.end(Err(ApiError::Stopped));
+    }
+}
+
+/// Takes a view to the reads of a connection.
+pub(crate) struct ViewSink {
+    inbox: Arc<Inbox>,
+    pending: Option<(Reads, Instant)>,
+}
+
+impl ViewSink {
+    pub(crate) fn new(inbox: Arc<Inbox>, reads: Reads, started: Instant) -> Box<Self> {
+        Box::new(Self {
+            inbox,
+            pending: Some((reads, started)),
+        })
+    }
+
+    fn end(&mut self, outcome: Result<(Arc<View>, u64), ApiError>) {
+        if let Some((reads, started)) = self.pending.take() {
+            self.inbox.deliver(Delivery::Reads(reads, started, outcome));
+        }
+    }
+}
+
+impl ReadSink for ViewSink {
+    fn ready(mut self: Box<Self>, view: Arc<View>, term: u64) {
+        self.end(Ok((view, term)));
+    }
+
+    fn refuse(mut self: Box<Self>, error: ApiError) {
+        self.end(Err(error));
+    }
+}
+
+impl Drop for ViewSink {
+    fn drop(&mut self) {
+        self.end(Err(ApiError::Stopped));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::task::Wake;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicU32);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn one_wake_between_two_looks() {
+        let inbox = Arc::new(Inbox::default());
+        let count = Arc::new(Count::default());
+        let waker = Waker::from(Arc::clone(&count));
+        let context = Context::from_waker(&waker);
+        let mut mail = Mail::default();
+        assert!(!inbox.take(&mut mail, &context));
+        let sink = WriteSink::new(Arc::clone(&inbox), Writes::default(), Instant::now());
+        sink.refuse(ApiError::NoLeader);
+        drop(WriteSink::new(
+            Arc::clone(&inbox),
+            Writes::default(),
+            Instant::now(),
+        ));
+        inbox.wake_watches(&[1, 2]);
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+        assert!(inbox.take(&mut mail, &context));
+        assert_eq!((mail.deliveries.len(), mail.watches.len()), (2, 2));
+        let errors: Vec<_> = mail
+            .deliveries
+            .iter()
+            .map(|delivery| match delivery {
+                Delivery::Writes(_, _, Err(error)) => *error,
+                _ => ApiError::Corrupt,
+            })
+            .collect();
+        assert_eq!(errors, [ApiError::NoLeader, ApiError::Stopped]);
+        inbox.close();
+        inbox.wake_watches(&[3]);
+        assert!(!inbox.take(&mut Mail::default(), &context));
+    }
+}

@@ -1,0 +1,239 @@
+//! From received bytes to what the replica takes: one batch for each read of
+//! the socket.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use varve_engine::mvcc::validate;
+use varve_protocol::{
+    Empty, ErrorCode, Frame, FrameHeader, Request, RequestError, WireError, encode_error,
+    encode_reply, opcode,
+};
+use varve_raft::Proposal;
+use varve_types::{ApiError, Command};
+
+use super::Connection;
+use super::inbox::{Reads, ViewSink, WriteSink, Writes};
+use super::work::Work;
+use crate::metrics::{Kind, Kinds, add};
+use crate::service::hash_kv;
+
+/// The requests of one read of the socket.
+#[derive(Default)]
+pub(super) struct Batch {
+    /// `[u32 length][u8 opcode][body]` for each write.
+    commands: Vec<u8>,
+    writes: Writes,
+    /// Reads that must see all that was acknowledged before.
+    linearizable: Reads,
+    /// Reads from whatever this member has.
+    local: Reads,
+    /// Requests that are answered at once.
+    immediate: Kinds,
+}
+
+impl Batch {
+    fn push_write(&mut self, header: &FrameHeader, kind: Kind, body: &[u8]) {
+        // A body is bounded far below 4 GiB by the decoder.
+        let length = body.len() as u32 + 1;
+        self.commands.extend_from_slice(&length.to_le_bytes());
+        self.commands.push(header.opcode);
+        self.commands.extend_from_slice(body);
+        self.writes
+            .requests
+            .push((header.request_id, header.opcode));
+        self.writes.bytes += body.len();
+        self.writes.kinds[kind as usize] += 1;
+    }
+
+    fn push_read(&mut self, header: &FrameHeader, kind: Kind, body: &[u8], local: bool) {
+        let reads = if local {
+            &mut self.local
+        } else {
+            &mut self.linearizable
+        };
+        reads.bodies.extend_from_slice(body);
+        reads
+            .requests
+            .push((header.request_id, header.opcode, reads.bodies.len()));
+        reads.kinds[kind as usize] += 1;
+    }
+}
+
+impl Connection {
+    /// Takes in one request. Errors of a request are answered; the connection goes on.
+    pub(super) fn take_request(&mut self, frame: &Frame<'_>, batch: &mut Batch) {
+        let FrameHeader {
+            opcode, request_id, ..
+        } = frame.header;
+        let taken = match Request::from_frame(frame) {
+            Ok(request) => self.sort_in(&frame.header, &request, frame.body, batch),
+            Err(error) => {
+                self.note_malformed(&error);
+                Err((&error).into())
+            }
+        };
+        if let Err(error) = taken {
+            add(&self.service.metrics.failed, 1);
+            encode_error(&mut self.out, opcode, request_id, &error);
+        }
+    }
+
+    fn note_malformed(&self, error: &RequestError) {
+        add(&self.service.metrics.malformed, 1);
+        self.log_limited(format_args!("a request was refused: {error}"));
+    }
+
+    fn sort_in(
+        &mut self,
+        header: &FrameHeader,
+        request: &Request<'_>,
+        body: &[u8],
+        batch: &mut Batch,
+    ) -> Result<(), WireError> {
+        match request {
+            Request::Range(range) => {
+                if range.key.is_empty() {
+                    return Err(ApiError::KeyNotProvided.into());
+                }
+                let kind = if range.serializable {
+                    Kind::SerializableRange
+                } else {
+                    Kind::Range
+                };
+                batch.push_read(header, kind, body, range.serializable);
+            }
+            Request::Put(put) => {
+                self.check_write(&Command::Put(*put), body)?;
+                batch.push_write(header, Kind::Put, body);
+            }
+            Request::DeleteRange(delete) => {
+                self.check_write(&Command::DeleteRange(*delete), body)?;
+                batch.push_write(header, Kind::DeleteRange, body);
+            }
+            Request::Compaction(compaction) => {
+                self.check_write(&Command::Compaction(*compaction), body)?;
+                batch.push_write(header, Kind::Compaction, body);
+            }
+            Request::Txn(txn) => {
+                let (read_only, local) = (txn.is_read_only(), txn.is_serializable());
+                self.check_write(&Command::Txn(txn.clone()), body)?;
+                if read_only {
+                    batch.push_read(header, Kind::Txn, body, local);
+                } else {
+                    batch.push_write(header, Kind::Txn, body);
+                }
+            }
+            Request::MemberList(list) => {
+                batch.push_read(header, Kind::Other, body, !list.linearizable);
+            }
+            _ => self.answer_at_once(header, request, batch)?,
+        }
+        Ok(())
+    }
+
+    /// What can be refused before it costs a place in the log.
+    fn check_write(&self, command: &Command<'_>, body: &[u8]) -> Result<(), WireError> {
+        let limits = &self.service.limits;
+        if body.len() > limits.request_bytes {
+            return Err(ApiError::RequestTooLarge.into());
+        }
+        validate(command, &limits.store).map_err(WireError::from)
+    }
+
+    fn answer_at_once(
+        &mut self,
+        header: &FrameHeader,
+        request: &Request<'_>,
+        batch: &mut Batch,
+    ) -> Result<(), WireError> {
+        let id = header.request_id;
+        batch.immediate[match request {
+            Request::Watch(_) => Kind::Watch,
+            _ => Kind::Other,
+        } as usize] += 1;
+        match request {
+            Request::Watch(watch) => {
+                let (out, watches) = self.watches();
+                watches.create(id, watch, out);
+            }
+            Request::WatchCancel(cancel) => {
+                let (out, watches) = self.watches();
+                watches.cancel(cancel.watch, out);
+            }
+            Request::WatchCredit(credit) => self.watches().1.credit(credit.watch, credit.bytes),
+            Request::WatchProgress(_) => {
+                let (out, watches) = self.watches();
+                watches.ask_progress(id, out);
+            }
+            _ => {
+                let view = self.service.node.view();
+                let reply_header = self.service.header(view.revision(), self.service.term());
+                let (out, service) = (&mut self.out, &self.service);
+                match request {
+                    Request::Hello(_) => {
+                        encode_reply(out, opcode::HELLO, id, &reply_header, &service.hello());
+                    }
+                    Request::Ping(_) => encode_reply(out, opcode::PING, id, &reply_header, &Empty),
+                    Request::Status(_) => {
+                        encode_reply(out, opcode::STATUS, id, &reply_header, &service.status());
+                    }
+                    Request::HashKv(hash) => {
+                        let reply = hash_kv(&view, hash)?;
+                        encode_reply(out, opcode::HASH_KV, id, &reply_header, &reply);
+                    }
+                    _ => {
+                        return Err(WireError::new(
+                            ErrorCode::UnknownOpcode,
+                            format!("opcode {} is not served here", header.opcode),
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands over what one read of the socket brought.
+    pub(super) fn hand_over(&mut self, batch: Batch) {
+        let started = Instant::now();
+        let metrics = &self.service.metrics;
+        metrics.count_requests(&batch.immediate);
+        let Batch {
+            commands,
+            writes,
+            linearizable,
+            local,
+            ..
+        } = batch;
+        if !writes.requests.is_empty() {
+            metrics.count_requests(&writes.kinds);
+            add(&metrics.proposals, 1);
+            add(&metrics.proposed_commands, writes.requests.len() as u64);
+            self.in_flight += writes.requests.len();
+            self.in_flight_bytes += writes.bytes;
+            self.service.node.propose(Proposal {
+                commands: Bytes::from(commands),
+                // Bounded by what one read of the socket holds.
+                count: writes.requests.len() as u32,
+                sink: WriteSink::new(self.inbox.clone(), writes, started),
+            });
+        }
+        if !linearizable.requests.is_empty() {
+            metrics.count_requests(&linearizable.kinds);
+            add(&metrics.read_batches, 1);
+            self.in_flight += linearizable.requests.len();
+            self.in_flight_bytes += linearizable.bodies.len();
+            self.service
+                .node
+                .read(ViewSink::new(self.inbox.clone(), linearizable, started));
+        }
+        if !local.requests.is_empty() {
+            metrics.count_requests(&local.kinds);
+            self.in_flight += local.requests.len();
+            self.in_flight_bytes += local.bodies.len();
+            let (view, term) = (self.service.node.view(), self.service.term());
+            self.work.push_back(Work::reads(local, started, view, term));
+        }
+    }
+}

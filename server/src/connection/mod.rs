@@ -1,0 +1,379 @@
+//! One client connection that speaks the binary protocol: one task, which reads,
+//! answers and writes.
+//!
+//! Invariants:
+//! - nothing is allocated, locked or woken per request where per batch will do:
+//!   all writes of one read of the socket are one proposal, all linearizable
+//!   reads one waiter;
+//! - the socket is not read while too much is in flight or waits to be sent, so
+//!   that a client which does not read its answers slows down itself alone;
+//! - output in memory is bounded by [`OUT_ROOM`] plus one answer.
+
+mod inbox;
+mod intake;
+mod ranges;
+mod work;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+use varve_protocol::{Decoder, FrameError, Step, WireError, encode_connection_error, encode_error};
+use varve_types::ApiError;
+
+pub use inbox::Inbox;
+
+use crate::metrics::add;
+use crate::rate_limit::LogLimit;
+use crate::service::Service;
+use crate::watch::WatchSet;
+use inbox::{Delivery, Mail};
+use intake::Batch;
+use work::Work;
+
+/// Requests that may be in flight on one connection.
+const MAX_IN_FLIGHT: usize = 8_192;
+/// Bytes of requests that may be in flight on one connection.
+const MAX_IN_FLIGHT_BYTES: usize = 16 << 20;
+/// Output past which nothing more is answered from views or sent to watches.
+const OUT_ROOM: usize = 1 << 20;
+/// Output past which the socket is not read.
+const OUT_READ_LIMIT: usize = 4 << 20;
+/// Size of the input buffer at first, and up to which it grows with the traffic.
+const INPUT_FIRST: usize = 4 << 10;
+const INPUT_MOST: usize = 256 << 10;
+/// How long, and how much, is read and thrown away after an error, so that the
+/// other side gets to see the error before the reset.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 4 << 20;
+
+/// A connection.
+pub struct Connection {
+    service: Arc<Service>,
+    inbox: Arc<Inbox>,
+    stream: TcpStream,
+    peer: String,
+    log_limit: Arc<LogLimit>,
+    decoder: Decoder,
+    input: Vec<u8>,
+    filled: usize,
+    out: Vec<u8>,
+    sent: usize,
+    work: VecDeque<Work>,
+    watches: Option<WatchSet>,
+    notice: Option<Pin<Box<Sleep>>>,
+    in_flight: usize,
+    in_flight_bytes: usize,
+    /// The client has closed its side.
+    ended: bool,
+    /// The connection ends once the output is written.
+    failed: bool,
+}
+
+impl Connection {
+    /// A connection on `stream`.
+    pub fn new(service: Arc<Service>, stream: TcpStream, log_limit: Arc<LogLimit>) -> Self {
+        let peer = match stream.peer_addr() {
+            Ok(address) => address.to_string(),
+            Err(_) => "a client".to_owned(),
+        };
+        Self {
+            decoder: Decoder::for_requests(service.limits.request_bytes),
+            service,
+            inbox: Arc::default(),
+            stream,
+            peer,
+            log_limit,
+            input: vec![0; INPUT_FIRST],
+            filled: 0,
+            out: Vec::new(),
+            sent: 0,
+            work: VecDeque::new(),
+            watches: None,
+            notice: None,
+            in_flight: 0,
+            in_flight_bytes: 0,
+            ended: false,
+            failed: false,
+        }
+    }
+
+    /// Serves it until the client or an error ends it.
+    pub async fn run(mut self) {
+        let ended = std::future::poll_fn(|context| self.poll(context)).await;
+        if let Err(error) = ended {
+            tracing::debug!("connection of {}: {error}", self.peer);
+        } else if self.failed {
+            self.linger().await;
+        }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mut progress = self.take_mail(context);
+            self.fill_output();
+            progress |= self.poll_notice(context);
+            match self.poll_write(context) {
+                Poll::Ready(result) => progress |= result?,
+                Poll::Pending => {}
+            }
+            if self.is_done() {
+                return Poll::Ready(Ok(()));
+            }
+            if self.may_read() {
+                match self.poll_read(context) {
+                    Poll::Ready(result) => {
+                        result?;
+                        progress = true;
+                    }
+                    Poll::Pending => {}
+                }
+            }
+            if !progress {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        let written = self.sent == self.out.len();
+        written && (self.failed || (self.ended && self.in_flight == 0 && self.work.is_empty()))
+    }
+
+    fn may_read(&self) -> bool {
+        !self.failed
+            && !self.ended
+            && self.in_flight < MAX_IN_FLIGHT
+            && self.in_flight_bytes < MAX_IN_FLIGHT_BYTES
+            && self.out.len() - self.sent < OUT_READ_LIMIT
+    }
+
+    /// Takes what other threads left, until there is nothing: then they wake this task.
+    fn take_mail(&mut self, context: &Context<'_>) -> bool {
+        let mut mail = Mail::default();
+        if !self.inbox.take(&mut mail, context) {
+            return false;
+        }
+        for delivery in mail.deliveries {
+            match delivery {
+                Delivery::Writes(writes, started, outcome) => {
+                    self.in_flight -= writes.requests.len();
+                    self.in_flight_bytes -= writes.bytes;
+                    let (service, out) = (&self.service, &mut self.out);
+                    service.metrics.observe(&writes.kinds, started.elapsed());
+                    match outcome {
+                        Ok(completion) => work::answer_writes(service, out, &writes, completion),
+                        Err(error) => {
+                            let requests = writes.requests.iter().copied();
+                            work::refuse_all(service, out, requests, error);
+                        }
+                    }
+                }
+                Delivery::Reads(reads, started, Ok((view, term))) => {
+                    self.work.push_back(Work::reads(reads, started, view, term));
+                }
+                Delivery::Reads(reads, started, Err(error)) => {
+                    self.in_flight -= reads.requests.len();
+                    self.in_flight_bytes -= reads.bodies.len();
+                    let (service, out) = (&self.service, &mut self.out);
+                    service.metrics.observe(&reads.kinds, started.elapsed());
+                    let requests = reads.requests.iter().map(|&(id, opcode, _)| (id, opcode));
+                    work::refuse_all(service, out, requests, error);
+                }
+            }
+        }
+        if let Some(watches) = &mut self.watches {
+            watches.woken(&mail.watches);
+        }
+        true
+    }
+
+    /// Answers what can be answered here, as far as there is room.
+    fn fill_output(&mut self) {
+        while self.out.len() - self.sent < OUT_ROOM
+            && let Some(mut work) = self.work.pop_front()
+        {
+            let mut paused = None;
+            let step = work.step(&self.service, &mut self.out, &mut paused);
+            match step {
+                work::Step::More => self.work.push_front(work),
+                work::Step::Done(requests, bytes) => {
+                    self.in_flight -= requests;
+                    self.in_flight_bytes -= bytes;
+                }
+            }
+            if let Some(range) = paused {
+                // Behind the others: a long range must not hold up short ones.
+                self.work.push_back(Work::Range(Box::new(range)));
+            }
+        }
+        let room = self.sent + OUT_ROOM;
+        if let Some(watches) = &mut self.watches {
+            watches.pump(&mut self.out, room);
+        }
+    }
+
+    fn poll_notice(&mut self, context: &mut Context<'_>) -> bool {
+        let Some(watches) = &mut self.watches else {
+            return false;
+        };
+        let Some(due) = watches.next_notice() else {
+            self.notice = None;
+            return false;
+        };
+        let sleep = self
+            .notice
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due.into())));
+        if sleep.as_mut().poll(context).is_pending() {
+            return false;
+        }
+        watches.notice(Instant::now(), &mut self.out);
+        self.notice = None;
+        true
+    }
+
+    /// Writes as much as the socket takes; whether that was something.
+    fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut wrote = false;
+        while self.sent < self.out.len() {
+            let rest = &self.out[self.sent..];
+            match Pin::new(&mut self.stream).poll_write(context, rest)? {
+                Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(count) => {
+                    self.sent += count;
+                    add(&self.service.metrics.sent_bytes, count as u64);
+                    wrote = true;
+                }
+                Poll::Pending => break,
+            }
+        }
+        if self.sent == self.out.len() && self.sent > 0 {
+            self.sent = 0;
+            self.out.clear();
+            self.out.shrink_to(OUT_ROOM);
+        } else if self.sent > OUT_ROOM {
+            self.out.drain(..self.sent);
+            self.sent = 0;
+        }
+        Poll::Ready(Ok(wrote))
+    }
+
+    /// Reads once and hands over what came.
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut buffer = ReadBuf::new(&mut self.input[self.filled..]);
+        ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer))?;
+        let count = buffer.filled().len();
+        if count == 0 {
+            self.ended = true;
+            if let Err(error) = self.decoder.finish(&self.input[..self.filled]) {
+                self.refuse(&error);
+            }
+            return Poll::Ready(Ok(()));
+        }
+        self.filled += count;
+        add(&self.service.metrics.received_bytes, count as u64);
+        self.take_frames();
+        Poll::Ready(Ok(()))
+    }
+
+    fn take_frames(&mut self) {
+        let mut batch = Batch::default();
+        let input = std::mem::take(&mut self.input);
+        let mut start = 0;
+        let needed = loop {
+            match self.decoder.step(&input[start..self.filled]) {
+                Ok(Step::Frame(frame, length)) => {
+                    self.take_request(&frame, &mut batch);
+                    start += length;
+                }
+                Ok(Step::TooLarge(header, length)) => {
+                    add(&self.service.metrics.failed, 1);
+                    let error = WireError::from(ApiError::RequestTooLarge);
+                    encode_error(&mut self.out, header.opcode, header.request_id, &error);
+                    start += length;
+                }
+                Ok(Step::Skipped(length)) => start += length,
+                Ok(Step::NeedMore(needed)) => break needed,
+                Err(error) => {
+                    self.refuse(&error);
+                    break 0;
+                }
+            }
+        };
+        self.input = input;
+        self.keep_rest(start, needed);
+        self.hand_over(batch);
+    }
+
+    /// Moves the unread bytes to the front and makes room for what is needed.
+    fn keep_rest(&mut self, start: usize, needed: usize) {
+        let was_full = self.filled == self.input.len();
+        self.input.copy_within(start..self.filled, 0);
+        self.filled -= start;
+        let size = self.input.len();
+        let wanted = if was_full && size < INPUT_MOST {
+            size * 2
+        } else {
+            size
+        };
+        if needed > size || wanted > size {
+            self.input.resize(wanted.max(needed), 0);
+        } else if size > INPUT_MOST && self.filled == 0 {
+            // One large request must not keep its memory for the connection's life.
+            self.input.truncate(INPUT_MOST);
+            self.input.shrink_to_fit();
+        }
+    }
+
+    /// Says why the connection can't go on; it ends once that is written.
+    fn refuse(&mut self, error: &FrameError) {
+        self.failed = true;
+        add(&self.service.metrics.malformed, 1);
+        self.log_limited(format_args!("closing it: {error}"));
+        encode_connection_error(&mut self.out, &WireError::from(error));
+    }
+
+    fn log_limited(&self, what: fmt::Arguments<'_>) {
+        if let Some(suppressed) = self.log_limit.pass() {
+            tracing::warn!(suppressed, "connection of {}: {what}", self.peer);
+        }
+    }
+
+    /// Lets the other side read the last frame: closing with unread input would
+    /// reset the connection and take the frame away.
+    async fn linger(&mut self) {
+        let _ = self.stream.shutdown().await;
+        let drain = async {
+            let mut thrown = 0;
+            let mut buffer = [0; 4096];
+            while thrown < LINGER_BYTES {
+                match self.stream.read(&mut buffer).await {
+                    Ok(0) | Err(_) => break,
+                    Ok(count) => thrown += count,
+                }
+            }
+        };
+        let _ = tokio::time::timeout(LINGER, drain).await;
+    }
+
+    /// The output and the watches, which are made with the first watch.
+    fn watches(&mut self) -> (&mut Vec<u8>, &mut WatchSet) {
+        let watches = self.watches.get_or_insert_with(|| {
+            WatchSet::new(Arc::clone(&self.service), Arc::clone(&self.inbox))
+        });
+        (&mut self.out, watches)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.inbox.close();
+    }
+}

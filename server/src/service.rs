@@ -1,0 +1,148 @@
+//! What all connections of a node share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use varve_engine::mvcc::{Limits, MvccError, View};
+use varve_protocol::{
+    HashKvRequest, HashKvResponse, HelloResponse, Member, MemberListResponse, StatusResponse,
+    WireError,
+};
+use varve_raft::NodeHandle;
+use varve_types::{ApiError, ResponseHeader};
+
+use crate::metrics::Metrics;
+use crate::watch::Hub;
+
+/// The version that the node says it has.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What connections may ask for.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestLimits {
+    /// `--max-request-bytes`.
+    pub request_bytes: usize,
+    /// What the store refuses without looking.
+    pub store: Limits,
+    /// `--watch-progress-notify-interval`.
+    pub progress_interval: Duration,
+}
+
+/// The node, as its connections see it.
+pub struct Service {
+    /// The replica.
+    pub node: NodeHandle,
+    /// Live watches.
+    pub hub: Arc<Hub>,
+    /// Figures.
+    pub metrics: Arc<Metrics>,
+    /// Bounds of requests.
+    pub limits: RequestLimits,
+    /// This member's name.
+    pub name: String,
+    /// The storage engine's name.
+    pub engine: &'static str,
+    /// The disk's name.
+    pub disk: &'static str,
+    /// Whether another one was asked for.
+    pub disk_fallback: bool,
+    /// This cluster.
+    pub cluster_id: u64,
+    /// This member.
+    pub member_id: u64,
+}
+
+impl Service {
+    /// The header of a reply made from the state at `revision`.
+    pub fn header(&self, revision: i64, raft_term: u64) -> ResponseHeader {
+        ResponseHeader {
+            cluster_id: self.cluster_id,
+            member_id: self.member_id,
+            revision,
+            raft_term,
+        }
+    }
+
+    /// The Raft term that this member is in.
+    pub fn term(&self) -> u64 {
+        self.node.term()
+    }
+
+    /// Answer to a hello.
+    pub fn hello(&self) -> HelloResponse {
+        HelloResponse {
+            server_version: VERSION.to_owned(),
+            cluster_version: VERSION.to_owned(),
+            member_name: self.name.clone(),
+            max_request_bytes: self.limits.request_bytes as u64,
+        }
+    }
+
+    /// Answer to a status request.
+    pub fn status(&self) -> StatusResponse {
+        let status = self.node.status();
+        let stats = self.node.backend().stats();
+        StatusResponse {
+            version: VERSION.to_owned(),
+            storage_version: VERSION.to_owned(),
+            engine: self.engine.to_owned(),
+            db_size: signed(stats.file_bytes),
+            db_size_in_use: signed(stats.used_bytes),
+            db_size_quota: 0,
+            leader: status.leader,
+            raft_index: status.commit_index,
+            raft_term: status.term,
+            raft_applied_index: status.applied_index,
+            is_learner: status.is_learner,
+            errors: status.errors,
+        }
+    }
+
+    /// The members, as of the last applied entry.
+    pub fn members(&self) -> MemberListResponse {
+        let members = self.node.members();
+        MemberListResponse {
+            members: members
+                .members()
+                .map(|member| Member {
+                    id: member.id,
+                    name: member.name.clone(),
+                    peer_urls: member.peer_urls.clone(),
+                    client_urls: member.client_urls.clone(),
+                    is_learner: member.is_learner,
+                })
+                .collect(),
+        }
+    }
+}
+
+/// Answer to a request for the store's hash.
+pub fn hash_kv(view: &View, request: &HashKvRequest) -> Result<HashKvResponse, WireError> {
+    let hash = view
+        .hash_at(request.revision)
+        .map_err(|error| wire_error(&error, view))?;
+    Ok(HashKvResponse {
+        hash,
+        hash_revision: match request.revision {
+            ..=0 => view.revision(),
+            revision => revision,
+        },
+        compact_revision: view.compacted(),
+    })
+}
+
+/// An error of the store as a client sees it. What is the store's own fault is logged too.
+pub fn wire_error(error: &MvccError, view: &View) -> WireError {
+    match error.api() {
+        Some(ApiError::Compacted) => WireError::compacted(view.compacted()),
+        Some(error) => error.into(),
+        None => {
+            tracing::error!("the store failed to answer a read: {error}");
+            WireError::internal(error.to_string())
+        }
+    }
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
