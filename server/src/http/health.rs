@@ -1,0 +1,93 @@
+//! `/health`, with etcd's answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::StatusCode;
+use tokio::sync::oneshot;
+use varve_engine::mvcc::View;
+use varve_raft::ReadSink;
+use varve_types::ApiError;
+
+use super::{JSON, Reply, reply};
+use crate::metrics::add;
+use crate::service::Service;
+
+/// How long the read behind the answer may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Whether a read works; one that asks the leader, unless `?serializable=true`.
+pub(super) async fn health(service: &Service, query: &str) -> Reply {
+    let serializable = query
+        .split('&')
+        .any(|pair| matches!(pair, "serializable=true" | "serializable=1"));
+    match check(service, serializable).await {
+        Ok(()) => {
+            add(&service.metrics.health_success, 1);
+            reply(StatusCode::OK, JSON, body(true, ""))
+        }
+        Err(reason) => {
+            add(&service.metrics.health_failures, 1);
+            tracing::warn!("/health error: {reason}");
+            reply(StatusCode::SERVICE_UNAVAILABLE, JSON, body(false, &reason))
+        }
+    }
+}
+
+/// etcd's order of keys, and a string where one expects a boolean.
+fn body(healthy: bool, reason: &str) -> String {
+    format!(
+        "{{\"health\":\"{healthy}\",\"reason\":{}}}",
+        serde_json::Value::from(reason)
+    )
+}
+
+async fn check(service: &Service, serializable: bool) -> Result<(), String> {
+    let range_error = |error: &dyn std::fmt::Display| format!("RANGE ERROR:{error}");
+    let view = if serializable {
+        service.node.view()
+    } else {
+        if service.node.status().leader == 0 {
+            return Err("RAFT NO LEADER".to_owned());
+        }
+        let (sender, receiver) = oneshot::channel();
+        service.node.read(Box::new(Once(sender)));
+        match tokio::time::timeout(TIMEOUT, receiver).await {
+            Ok(Ok(Ok(view))) => view,
+            Ok(Ok(Err(error))) => return Err(range_error(&error)),
+            Ok(Err(_)) => return Err(range_error(&ApiError::Stopped)),
+            Err(_) => return Err(range_error(&"context deadline exceeded")),
+        }
+    };
+    view.get(b"health", |_| ())
+        .map(drop)
+        .map_err(|error| range_error(&error))
+}
+
+/// Takes one view to one task.
+struct Once(oneshot::Sender<Result<Arc<View>, ApiError>>);
+
+impl ReadSink for Once {
+    fn ready(self: Box<Self>, view: Arc<View>, _term: u64) {
+        // The asker may have given up.
+        let _ = self.0.send(Ok(view));
+    }
+
+    fn refuse(self: Box<Self>, error: ApiError) {
+        let _ = self.0.send(Err(error));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies() {
+        assert_eq!(body(true, ""), r#"{"health":"true","reason":""}"#);
+        assert_eq!(
+            body(false, "a \"b\""),
+            r#"{"health":"false","reason":"a \"b\""}"#
+        );
+    }
+}
