@@ -1,0 +1,227 @@
+//! How two members find out that they belong together.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use varve_protocol::peer::{self, Channel, PeerFrame, PeerHello, Refusal};
+use varve_protocol::{DEFAULT_PEER_LIMIT, Decoder, FrameError, OwnedFrame, RequestError};
+
+use super::{Shared, TIMEOUT};
+use crate::config::Url;
+use crate::service::VERSION;
+
+/// A dead host is noticed when sent bytes are not acknowledged for this long.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
+const READ_BYTES: usize = 64 << 10;
+
+/// Why there is no connection between two members.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PeerError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("no answer within {TIMEOUT:?}")]
+    Timeout,
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Malformed(#[from] RequestError),
+    #[error("unexpected frame with opcode {0}")]
+    Unexpected(u8),
+    /// We do not want the other side.
+    #[error("refused: {0}")]
+    Refused(Refusal),
+    /// The other side does not want us.
+    #[error("the other member refused: {0}")]
+    RefusedByPeer(Refusal),
+    #[error("no peer URL of member {0:x} is known")]
+    NoUrl(u64),
+    #[error("{0}")]
+    Other(String),
+    #[error("replaced by a newer connection")]
+    Replaced,
+}
+
+/// Reads frames of the peer protocol.
+pub(super) struct FrameReader<R> {
+    stream: R,
+    decoder: Decoder,
+    buffer: BytesMut,
+}
+
+impl<R: AsyncRead + Unpin> FrameReader<R> {
+    pub(super) fn new(stream: R) -> Self {
+        Self {
+            stream,
+            decoder: Decoder::new(DEFAULT_PEER_LIMIT),
+            buffer: BytesMut::new(),
+        }
+    }
+
+    /// The next frame; `None` where the stream ends between two. Safe to drop
+    /// before it is ready: nothing that was read is lost.
+    pub(super) async fn next(&mut self) -> Result<Option<OwnedFrame>, PeerError> {
+        loop {
+            if let Some(frame) = self.decoder.next_owned(&mut self.buffer)? {
+                return Ok(Some(frame));
+            }
+            self.buffer.reserve(READ_BYTES);
+            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+                self.decoder.finish(&self.buffer)?;
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Bytes received but not yet taken.
+    pub(super) fn buffered(&self) -> usize {
+        self.buffer.len()
+    }
+}
+
+/// Connects to a member and exchanges hellos.
+pub(super) async fn connect(
+    shared: &Shared,
+    to: u64,
+    channel: Channel,
+) -> Result<TcpStream, PeerError> {
+    let mut last = PeerError::NoUrl(to);
+    for url in shared.urls_of(to) {
+        match timeout(TIMEOUT, connect_to(shared, to, channel, &url)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => last = error,
+            Err(_) => last = PeerError::Timeout,
+        }
+    }
+    Err(last)
+}
+
+async fn connect_to(
+    shared: &Shared,
+    to: u64,
+    channel: Channel,
+    url: &str,
+) -> Result<TcpStream, PeerError> {
+    let url = Url::parse(url).map_err(PeerError::Other)?;
+    let mut stream = TcpStream::connect(url.authority()).await?;
+    prepare(&stream)?;
+    let mut hello = Vec::new();
+    peer::encode_hello(
+        &mut hello,
+        &PeerHello {
+            cluster_id: shared.cluster_id(),
+            from: shared.member_id(),
+            to,
+            channel,
+            server_version: VERSION.to_owned(),
+        },
+    );
+    stream.write_all(&hello).await?;
+    let mut reader = FrameReader::new(&mut stream);
+    let frame = reader
+        .next()
+        .await?
+        .ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+    match PeerFrame::decode(frame.header.opcode, &frame.body)? {
+        PeerFrame::Hello(hello) => {
+            check_cluster(shared, &hello)?;
+            if hello.from != to {
+                // Some other member of the cluster answers at this URL.
+                return Err(PeerError::Refused(Refusal::MemberMismatch {
+                    ours: to,
+                    wanted: hello.from,
+                }));
+            }
+        }
+        PeerFrame::Refused(refusal) => return Err(PeerError::RefusedByPeer(refusal)),
+        _ => return Err(PeerError::Unexpected(frame.header.opcode)),
+    }
+    Ok(stream)
+}
+
+/// Settings of every connection between members.
+pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    SockRef::from(stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED))
+}
+
+fn check_cluster(shared: &Shared, hello: &PeerHello) -> Result<(), PeerError> {
+    if hello.cluster_id == shared.cluster_id() {
+        return Ok(());
+    }
+    Err(PeerError::Refused(Refusal::ClusterMismatch {
+        ours: shared.cluster_id(),
+        theirs: hello.cluster_id,
+    }))
+}
+
+/// Reads the hello of a member that connected, checks it, and answers.
+pub(super) async fn welcome(
+    shared: &Shared,
+    stream: &mut TcpStream,
+) -> Result<PeerHello, PeerError> {
+    let greeting = async {
+        let mut reader = FrameReader::new(&mut *stream);
+        let frame = reader
+            .next()
+            .await?
+            .ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+        // Nothing follows a hello before it is answered.
+        if reader.buffered() > 0 {
+            return Err(PeerError::Unexpected(frame.header.opcode));
+        }
+        match PeerFrame::decode(frame.header.opcode, &frame.body)? {
+            PeerFrame::Hello(hello) => Ok(hello),
+            _ => Err(PeerError::Unexpected(frame.header.opcode)),
+        }
+    };
+    let hello = timeout(TIMEOUT, greeting)
+        .await
+        .map_err(|_| PeerError::Timeout)??;
+    check_cluster(shared, &hello)?;
+    if hello.to != shared.member_id() {
+        return Err(PeerError::Refused(Refusal::MemberMismatch {
+            ours: shared.member_id(),
+            wanted: hello.to,
+        }));
+    }
+    let known = shared
+        .node
+        .get()
+        .is_some_and(|node| node.members().get(hello.from).is_some());
+    if !known || hello.from == shared.member_id() {
+        return Err(PeerError::Refused(Refusal::UnknownMember {
+            member: hello.from,
+        }));
+    }
+    let mut answer = Vec::new();
+    peer::encode_hello(
+        &mut answer,
+        &PeerHello {
+            cluster_id: shared.cluster_id(),
+            from: shared.member_id(),
+            to: hello.from,
+            channel: hello.channel,
+            server_version: VERSION.to_owned(),
+        },
+    );
+    timeout(TIMEOUT, stream.write_all(&answer))
+        .await
+        .map_err(|_| PeerError::Timeout)??;
+    Ok(hello)
+}
+
+/// What a refused connection is told before it is closed.
+pub(super) fn refusal_of(error: &PeerError) -> Refusal {
+    match error {
+        PeerError::Refused(refusal) => refusal.clone(),
+        PeerError::Frame(FrameError::UnsupportedVersion { version }) => {
+            Refusal::Version(version.to_string())
+        }
+        error => Refusal::Other(error.to_string()),
+    }
+}
