@@ -1,3 +1,21 @@
 //! The Varve node: settings, sockets, and what stands behind them.
+//!
+//! [`config`] reads the settings, [`node`] assembles a node from them. Clients
+//! reach it through [`client_port`], which hands a socket to [`connection`] (the
+//! binary protocol) or [`http`]; [`watch`] serves watches to connections; [`peer`]
+//! carries Raft messages and snapshots between members. The replica and the
+//! store are `varve_raft`'s and `varve_engine`'s.
 
+pub mod client_port;
 pub mod config;
+pub mod connection;
+pub mod data_dir;
+pub mod http;
+pub mod metrics;
+pub mod node;
+pub mod peer;
+pub mod rate_limit;
+pub mod service;
+pub mod storage;
+pub mod systemd;
+pub mod watch;

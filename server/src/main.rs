@@ -1,2 +1,128 @@
-//! The Varve node.
-fn main() {}
+//! The node binary: settings, log, signals.
+
+use std::io;
+use std::process::ExitCode;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::filter::LevelFilter;
+use varve::config::{self, Config, EXIT_START, Invocation, LogLevel};
+use varve::node::{NodeError, RunningNode};
+use varve::systemd;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
+    let variables = std::env::vars_os().map(|(name, value)| {
+        (
+            name.to_string_lossy().into_owned(),
+            value.to_string_lossy().into_owned(),
+        )
+    });
+    let config = match config::load(&arguments, variables) {
+        Ok(Invocation::Run(config)) => config,
+        Ok(Invocation::Print(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("varve: {error}\nSee 'varve --help'.");
+            return ExitCode::from(error.exit_code());
+        }
+    };
+    start_log(config.log_level);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    match run(&config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::from(EXIT_START)
+        }
+    }
+}
+
+fn start_log(level: LogLevel) {
+    let level = match level {
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Error => LevelFilter::ERROR,
+    };
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_max_level(level)
+        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+        .init();
+}
+
+fn run(config: &Config) -> Result<(), NodeError> {
+    let failed = |action| move |source| NodeError::Process { action, source };
+    varve_engine::disk::sigbus::install().map_err(failed("cannot watch for lost pages"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.workers.into())
+        .thread_name("varve-socket")
+        .enable_all()
+        .build()
+        .map_err(failed("cannot start the threads that serve sockets"))?;
+    let result = runtime.block_on(serve(config));
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(config: &Config) -> Result<(), NodeError> {
+    let failed = |source| NodeError::Process {
+        action: "cannot handle signals",
+        source,
+    };
+    tracing::info!(
+        "varve {} starts as {:?}, data in {}, engine {}",
+        env!("CARGO_PKG_VERSION"),
+        config.name,
+        config.data_dir.display(),
+        config.engine.name()
+    );
+    let node = RunningNode::start(config).await?;
+    // From here on a signal asks for an orderly end.
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let handle = node.handle().clone();
+    let publish = RunningNode::publish(
+        handle.clone(),
+        config.name.clone(),
+        config.advertise_client_urls.clone(),
+    );
+    let announce = tokio::spawn(async move {
+        publish.await;
+        tracing::info!("ready to serve client requests");
+        systemd::notify(systemd::READY);
+    });
+    let failure = tokio::select! {
+        _ = terminate.recv() => {
+            tracing::info!("received SIGTERM, shutting down");
+            None
+        }
+        _ = interrupt.recv() => {
+            tracing::info!("received SIGINT, shutting down");
+            None
+        }
+        reason = RunningNode::failed(handle) => Some(reason),
+    };
+    announce.abort();
+    systemd::notify(systemd::STOPPING);
+    tokio::select! {
+        stopped = node.stop() => stopped?,
+        // Who asks twice does not want to wait.
+        _ = terminate.recv() => tracing::warn!("stopping at once"),
+        _ = interrupt.recv() => tracing::warn!("stopping at once"),
+    }
+    match failure {
+        None => {
+            tracing::info!("stopped");
+            Ok(())
+        }
+        Some(reason) => Err(varve_raft::RaftError::Stopped(reason).into()),
+    }
+}

@@ -1,0 +1,255 @@
+//! A node, assembled: data directory, replica, ports, and their end.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use varve_engine::mvcc::Limits;
+use varve_raft::{Completion, InitialCluster, Node, NodeHandle, Proposal, RaftError, ReplySink};
+use varve_types::{ApiError, Command, MemberAttributes};
+
+use crate::client_port::ClientPort;
+use crate::config::{Config, Url, join};
+use crate::data_dir::{DataDir, DataDirError};
+use crate::metrics::Metrics;
+use crate::peer::{PeerPort, Peers};
+use crate::service::{RequestLimits, Service};
+use crate::storage::Storage;
+use crate::watch::Hub;
+
+/// How long answers that are ready may take to leave before the process ends.
+const FLUSH_TIME: Duration = Duration::from_millis(100);
+/// Pause between attempts to publish this member's name and URLs.
+const PUBLISH_PAUSE: Duration = Duration::from_millis(100);
+/// How often it is checked whether the replica still runs.
+const WATCH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Why a node could not start, or ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// The data directory can't be used.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// A port can't be listened on.
+    #[error("cannot listen for {whom} on {url}: {source}")]
+    Listen {
+        /// Clients or members.
+        whom: &'static str,
+        /// The URL.
+        url: String,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// A listen URL is no address.
+    #[error("{0}")]
+    Url(String),
+    /// The replica did not start, or failed.
+    #[error(transparent)]
+    Raft(#[from] RaftError),
+    /// Something of the process.
+    #[error("{action}: {source}")]
+    Process {
+        /// What was tried.
+        action: &'static str,
+        /// The system's error.
+        source: io::Error,
+    },
+}
+
+/// A node that serves.
+pub struct RunningNode {
+    node: Node,
+    tasks: JoinSet<()>,
+    /// Held until the end, with its lock.
+    _data_dir: DataDir,
+}
+
+impl RunningNode {
+    /// Opens everything and starts to serve. Must run on a runtime, on a thread that may block.
+    pub async fn start(config: &Config) -> Result<Self, NodeError> {
+        let data_dir = DataDir::open(&config.data_dir)?;
+        let clients = listen("clients", &config.listen_client_urls).await?;
+        let members = listen("members", &config.listen_peer_urls).await?;
+        let storage = Storage::open(config.disk);
+        let metrics = Arc::new(Metrics::default());
+        let hub = Arc::new(Hub::default());
+        let peers = Peers::new(Handle::current(), Arc::clone(&metrics));
+        let raft = raft_config(config, &data_dir, &storage);
+        let (transport, watchers) = (peers.transport(), hub.feed());
+        let node = tokio::task::spawn_blocking(move || Node::start(raft, transport, watchers))
+            .await
+            .map_err(|error| RaftError::Stopped(error.to_string()))??;
+        let handle = node.handle().clone();
+        peers.set_node(handle.clone());
+
+        let service = Arc::new(Service {
+            cluster_id: handle.cluster_id(),
+            member_id: handle.member_id(),
+            hub: Arc::clone(&hub),
+            metrics,
+            limits: RequestLimits {
+                request_bytes: config.max_request_bytes as usize,
+                store: Limits {
+                    max_txn_ops: config.max_txn_ops as usize,
+                },
+                progress_interval: config.watch_progress_interval,
+            },
+            name: config.name.clone(),
+            engine: config.engine.name(),
+            disk: storage.disk.name(),
+            disk_fallback: storage.fallback.is_some(),
+            node: handle,
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(hub.run());
+        let client_port = ClientPort::new(Arc::clone(&service), config.max_connections);
+        for listener in clients {
+            tasks.spawn(Arc::clone(&client_port).run(listener));
+        }
+        let peer_port = PeerPort::new(&peers, service);
+        for listener in members {
+            tasks.spawn(Arc::clone(&peer_port).run(listener));
+        }
+        Ok(Self {
+            node,
+            tasks,
+            _data_dir: data_dir,
+        })
+    }
+
+    /// What can be asked of it.
+    pub fn handle(&self) -> &NodeHandle {
+        self.node.handle()
+    }
+
+    /// Makes this member's name and client URLs known to the cluster, and so
+    /// waits until there is a leader and a write works.
+    pub async fn publish(handle: NodeHandle, name: String, client_urls: Vec<Url>) {
+        let attributes = MemberAttributes {
+            member_id: handle.member_id(),
+            name,
+            client_urls: client_urls
+                .iter()
+                .map(|url| url.as_str().to_owned())
+                .collect(),
+        };
+        let known = |handle: &NodeHandle| {
+            handle
+                .members()
+                .get(attributes.member_id)
+                .is_some_and(|member| {
+                    member.name == attributes.name && member.client_urls == attributes.client_urls
+                })
+        };
+        let command = Command::MemberAttributes(attributes.clone());
+        let mut body = Vec::new();
+        command.encode_body(&mut body);
+        let mut commands = Vec::new();
+        commands.extend_from_slice(&(body.len() as u32 + 1).to_le_bytes());
+        commands.push(command.opcode());
+        commands.extend_from_slice(&body);
+        let commands = Bytes::from(commands);
+        // A member that published the same before its restart still has to find a leader.
+        while !known(&handle) || handle.status().leader == 0 {
+            if handle.status().leader != 0 {
+                let (sender, done) = oneshot::channel();
+                handle.propose(Proposal {
+                    commands: commands.clone(),
+                    count: 1,
+                    sink: Box::new(Published(sender)),
+                });
+                match done.await {
+                    Ok(Ok(())) => return,
+                    Ok(Err(ApiError::Stopped)) | Err(_) => return,
+                    Ok(Err(error)) => tracing::debug!("cannot publish this member yet: {error}"),
+                }
+            }
+            tokio::time::sleep(PUBLISH_PAUSE).await;
+        }
+    }
+
+    /// Waits until the replica fails by itself.
+    pub async fn failed(handle: NodeHandle) -> String {
+        loop {
+            if let Some(reason) = handle.failure() {
+                return reason;
+            }
+            tokio::time::sleep(WATCH_INTERVAL).await;
+        }
+    }
+
+    /// Hands leadership over, stops the replica, and lets answers leave.
+    pub async fn stop(mut self) -> Result<(), NodeError> {
+        let node = self.node;
+        let stopped = tokio::task::spawn_blocking(move || node.shutdown())
+            .await
+            .map_err(|error| RaftError::Stopped(error.to_string()))?;
+        tokio::time::sleep(FLUSH_TIME).await;
+        self.tasks.shutdown().await;
+        Ok(stopped?)
+    }
+}
+
+/// Tells when the publication is applied.
+struct Published(oneshot::Sender<Result<(), ApiError>>);
+
+impl ReplySink for Published {
+    fn complete(self: Box<Self>, _completion: Completion) {
+        // The node may be on its way down, with nobody waiting.
+        let _ = self.0.send(Ok(()));
+    }
+
+    fn refuse(self: Box<Self>, error: ApiError) {
+        let _ = self.0.send(Err(error));
+    }
+}
+
+async fn listen(whom: &'static str, urls: &[Url]) -> Result<Vec<TcpListener>, NodeError> {
+    let mut listeners = Vec::new();
+    for url in urls {
+        let address = url.bind_address().map_err(NodeError::Url)?;
+        let failed = |source| NodeError::Listen {
+            whom,
+            url: url.to_string(),
+            source,
+        };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let bound: SocketAddr = listener.local_addr().map_err(failed)?;
+        tracing::info!("listening for {whom} on {bound}");
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+fn raft_config(config: &Config, data_dir: &DataDir, storage: &Storage) -> varve_raft::Config {
+    let texts = |urls: &[Url]| urls.iter().map(|url| url.as_str().to_owned()).collect();
+    // Where the operator names no cluster, the directory says whose it is.
+    let named = config.cluster_given || config.token_given || !data_dir.has_member();
+    let initial_cluster = if named {
+        config.initial_cluster.clone()
+    } else {
+        InitialCluster::single("", join(&config.advertise_peer_urls))
+    };
+    varve_raft::Config {
+        name: config.name.clone(),
+        advertise_peer_urls: texts(&config.advertise_peer_urls),
+        initial_cluster,
+        initial_cluster_token: config.initial_cluster_token.clone(),
+        heartbeat_interval: Duration::from_millis(config.heartbeat_ms),
+        election_timeout: Duration::from_millis(config.election_ms),
+        snapshot_catchup_entries: config.snapshot_catchup_entries,
+        snapshot_count: config.snapshot_count,
+        ..varve_raft::Config::new(
+            data_dir.path(),
+            Arc::clone(&storage.disk),
+            storage.opener(config.engine),
+        )
+    }
+}
