@@ -18,6 +18,9 @@ pub mod sigbus;
 pub mod sim;
 pub mod uring;
 
+#[cfg(test)]
+mod tests;
+
 pub use align::{AlignedBuf, BLOCK_BYTES};
 pub use error::DiskError;
 pub use map::Map;
@@ -73,7 +76,7 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
 }
 
 /// The bytes of one file. All methods may be called from any thread.
-pub trait File: Send + Sync {
+pub trait File: Send + Sync + std::fmt::Debug {
     /// The path it was opened at (a later rename does not change it).
     fn path(&self) -> &Path;
 

@@ -113,6 +113,14 @@ enum RingState {
     Refused,
 }
 
+impl std::fmt::Debug for UringFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UringFile")
+            .field("file", &self.file)
+            .finish_non_exhaustive()
+    }
+}
+
 impl UringFile {
     fn new(file: SystemFile) -> Self {
         Self {

@@ -83,6 +83,7 @@ impl SegmentHeader {
 }
 
 /// An open segment.
+#[derive(Debug)]
 pub(super) struct Segment {
     pub(super) number: u64,
     pub(super) base_lsn: Lsn,
@@ -90,16 +91,6 @@ pub(super) struct Segment {
     pub(super) file: Arc<dyn File>,
     /// Bytes of the file.
     pub(super) file_bytes: u64,
-}
-
-impl std::fmt::Debug for Segment {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Segment")
-            .field("number", &self.number)
-            .field("base_lsn", &self.base_lsn)
-            .field("path", &self.path)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Segment {
