@@ -6,6 +6,7 @@
 //! top. The engine knows no Raft, no sockets and no wall clock.
 
 pub mod backend;
+pub mod btree;
 pub mod disk;
 pub mod mvcc;
 pub mod wal;

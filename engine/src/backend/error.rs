@@ -45,6 +45,14 @@ pub enum BackendError {
         /// The engine's limit.
         limit: usize,
     },
+    /// A value is longer than the engine can hold.
+    #[error("value of {length} bytes is over the limit of {limit}")]
+    ValueTooLong {
+        /// Its length.
+        length: usize,
+        /// The engine's limit.
+        limit: usize,
+    },
     /// A tree id is out of range.
     #[error("there is no tree {tree}: ids go up to {}", super::MAX_TREES - 1)]
     UnknownTree {
@@ -60,6 +68,9 @@ pub enum BackendError {
     /// An earlier error on write or sync stopped the engine from taking more.
     #[error("the store stopped taking writes after an earlier error: {0}")]
     Latched(String),
+    /// An earlier operation of the batch failed half-way.
+    #[error("the batch can only be dropped after an earlier error: {0}")]
+    BrokenBatch(String),
     /// An engine from another crate failed.
     #[error("{engine}: {message}")]
     Other {

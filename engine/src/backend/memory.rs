@@ -6,6 +6,7 @@
 //! fetches a snapshot where the log does not reach back that far.
 
 use std::borrow::Cow;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::treap::Treap;
@@ -22,6 +23,7 @@ pub const NAME: &str = "memory";
 pub struct Memory {
     published: Mutex<Arc<State>>,
     durable: Mutex<Applied>,
+    readers: Arc<AtomicU64>,
     /// Held while a batch is open.
     writer: Mutex<()>,
 }
@@ -93,9 +95,42 @@ impl Read for State {
     }
 }
 
-impl Snapshot for State {
+/// A published state as a reader has it.
+struct MemorySnapshot {
+    state: Arc<State>,
+    /// How many of these there are.
+    readers: Arc<AtomicU64>,
+}
+
+impl Drop for MemorySnapshot {
+    fn drop(&mut self) {
+        self.readers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Read for MemorySnapshot {
+    fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Cow<'_, [u8]>>> {
+        self.state.get(tree, key)
+    }
+
+    fn scan(
+        &self,
+        tree: TreeId,
+        bounds: Bounds<'_>,
+        direction: Direction,
+        visit: &mut Visitor<'_>,
+    ) -> Result<()> {
+        self.state.scan(tree, bounds, direction, visit)
+    }
+
+    fn sums(&self, tree: TreeId, bounds: Bounds<'_>) -> Result<Sums> {
+        self.state.sums(tree, bounds)
+    }
+}
+
+impl Snapshot for MemorySnapshot {
     fn applied(&self) -> Applied {
-        self.applied
+        self.state.applied
     }
 }
 
@@ -146,7 +181,11 @@ impl Backend for Memory {
     }
 
     fn snapshot(&self) -> Result<Arc<dyn Snapshot>> {
-        Ok(self.published())
+        self.readers.fetch_add(1, Ordering::Relaxed);
+        Ok(Arc::new(MemorySnapshot {
+            state: self.published(),
+            readers: Arc::clone(&self.readers),
+        }))
     }
 
     fn begin(&self) -> Result<Box<dyn Batch + '_>> {
@@ -172,8 +211,7 @@ impl Backend for Memory {
     fn stats(&self) -> Stats {
         let published = self.published();
         let used_bytes = published.trees.iter().map(|tree| tree.total().bytes).sum();
-        // One reference is the store's own and one is `published` here.
-        let readers = Arc::strong_count(&published).saturating_sub(2) as u64;
+        let readers = self.readers.load(Ordering::Relaxed);
         Stats {
             file_bytes: used_bytes,
             used_bytes,

@@ -11,13 +11,15 @@ use std::borrow::Cow;
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
+#[doc(hidden)]
+pub mod conformance;
 mod error;
 pub mod memory;
-mod registry;
+pub mod registry;
 mod treap;
 
 pub use error::BackendError;
-pub use registry::NAMES;
+pub use registry::{NAMES, Options, open};
 
 /// What a backend's operations return.
 pub type Result<T> = std::result::Result<T, BackendError>;

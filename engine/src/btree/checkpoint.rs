@@ -1,0 +1,90 @@
+//! Checkpoint: the newest published state becomes durable.
+//!
+//! Runs beside readers and the writer. Invariants:
+//! - No page that the last durable checkpoint reaches is written to before the
+//!   new meta page is durable: the state's pages are new ones, the free map
+//!   goes to pages that were free, and the meta page takes the place of the one
+//!   before the last.
+//! - The meta page is written only after everything that it leads to is synced.
+//! - An error on write or sync latches: the same data is never synced again.
+
+use super::meta::Meta;
+use super::page::PAGE_BYTES;
+use super::pager::disk_error;
+use super::space::Extent;
+use super::store::{Keeper, Shared};
+use crate::backend::{Applied, Result};
+
+/// Makes the newest published state durable; how far it applies.
+pub(super) fn checkpoint(shared: &Shared) -> Result<Applied> {
+    let mut keeper = shared.keeper();
+    shared.check_latch()?;
+
+    // The state, its pages and those of them that lack a checksum are taken at
+    // one moment: publishing holds the same lock.
+    let (pin, live, unsealed) = {
+        let mut space = shared.space();
+        let pin = shared.readers().pin();
+        if pin.state().number == keeper.meta.state.number {
+            return Ok(pin.state().applied);
+        }
+        (pin, space.live(), space.take_unsealed())
+    };
+    let state = *pin.state();
+    // Pinned first, announced second: see `space.rs`.
+    shared.set_begun(state.number);
+
+    let pager = shared.pager();
+    let view = pager.pinned(&pin);
+    for page in pages_of(&unsealed) {
+        pager
+            .seal(view, page)
+            .map_err(|error| shared.latch(error))?;
+    }
+
+    // The file's end is what it is now, before the sync that makes it durable.
+    let (free_map, end) = {
+        let mut space = shared.space();
+        let plan = keeper.free_map.plan(pager, &mut space, live);
+        let plan = plan.map_err(|error| shared.latch_unless_full(error))?;
+        (plan, pager.end())
+    };
+    free_map.write(pager, state.number, &keeper.free_map);
+    sync(shared)?;
+
+    let meta = Meta {
+        sequence: keeper.meta.sequence + 1,
+        state,
+        end,
+        directory: free_map.directory.first().copied().unwrap_or(0),
+    };
+    pager
+        .file()
+        .write_at(&meta.encode(), meta.page() * PAGE_BYTES as u64)
+        .map_err(|error| shared.latch(disk_error(error)))?;
+    sync(shared)?;
+
+    let replaced = keeper.free_map.replaced_by(&free_map);
+    *keeper = Keeper { meta, free_map };
+    shared.set_durable(state.number, state.applied);
+    let mut space = shared.space();
+    for page in replaced {
+        space.give(Extent::one(page));
+    }
+    Ok(state.applied)
+}
+
+fn sync(shared: &Shared) -> Result<()> {
+    let synced = shared.pager().file().sync();
+    synced.map_err(|error| shared.latch(disk_error(error)))
+}
+
+/// The pages whose bits are set.
+fn pages_of(words: &[u64]) -> impl Iterator<Item = u64> {
+    words.iter().enumerate().flat_map(|(index, word)| {
+        let base = index as u64 * 64;
+        (0..64)
+            .filter(move |bit| word >> bit & 1 == 1)
+            .map(move |bit| base + bit)
+    })
+}

@@ -1,0 +1,103 @@
+//! The copy-on-write B+tree: Varve's own storage engine.
+//!
+//! One mapped file of 4 KiB pages holds several trees. A batch copies every
+//! page that it changes and, when it is *published*, becomes the state that new
+//! readers see: no sync. A *checkpoint* makes the newest published state
+//! durable: checksums, free map, sync, meta page, sync. Readers hold a state
+//! without locks and delay only the recycling of its pages.
+//!
+//! From the bottom up: [`page`], `slotted`, `search`, `leaf` and `branch` are
+//! the format of a page; `pager` and `readers` are the only places with unsafe
+//! code, and say who may touch which page when; `bitmap`, `space` and
+//! `free_map` know which pages are free; `read`, `sums`, `path` go down a tree;
+//! `write`, `split`, `merge` and `delete_range` change it; `batch`, `snapshot`,
+//! `checkpoint`, `open` and `check` are what a user does with a store.
+//! `engine/FORMAT.md` has the bytes.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::backend::{Applied, Backend, Batch, CheckReport, Result, Snapshot, Stats};
+use crate::disk::Disk;
+
+mod batch;
+mod bitmap;
+mod branch;
+mod check;
+mod checkpoint;
+mod delete_range;
+mod free_map;
+mod leaf;
+mod merge;
+mod meta;
+mod open;
+pub mod page;
+mod pager;
+mod pages;
+mod path;
+mod read;
+mod readers;
+mod search;
+mod slotted;
+mod snapshot;
+mod space;
+mod split;
+mod state;
+mod store;
+mod sums;
+mod write;
+
+pub use open::Options;
+
+/// The name that `--engine` takes.
+pub const NAME: &str = "btree";
+
+/// A store. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Btree {
+    shared: Arc<store::Shared>,
+}
+
+impl Btree {
+    /// Opens the store in the file `path`, or makes one there. What it holds is
+    /// as of the last checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// The disk's; `Foreign` for another program's file; `Damaged` where
+    /// neither meta page, or the free map, can be read.
+    pub fn open(disk: &dyn Disk, path: &Path, options: Options) -> Result<Self> {
+        let shared = open::open_shared(disk, path, options)?;
+        Ok(Self { shared })
+    }
+}
+
+impl Backend for Btree {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn snapshot(&self) -> Result<Arc<dyn Snapshot>> {
+        Ok(Arc::new(snapshot::BtreeSnapshot::new(&self.shared)))
+    }
+
+    fn begin(&self) -> Result<Box<dyn Batch + '_>> {
+        Ok(Box::new(batch::WriteBatch::begin(&self.shared)?))
+    }
+
+    fn checkpoint(&self) -> Result<Applied> {
+        checkpoint::checkpoint(&self.shared)
+    }
+
+    fn durable(&self) -> Applied {
+        self.shared.durable().1
+    }
+
+    fn stats(&self) -> Stats {
+        self.shared.stats()
+    }
+
+    fn check(&self) -> Result<CheckReport> {
+        check::check(&self.shared)
+    }
+}

@@ -1,0 +1,356 @@
+//! Pages in the mapped file: who may look at them, who may change them.
+//!
+//! Invariants, on which all of this file's `unsafe` rests:
+//! - A page that some published state can reach is not changed (but for its
+//!   checksum, which is atomic) as long as that state is pinned. Whoever looks
+//!   at pages shows a [`Pin`] or is the writer, who shows the [`BatchToken`].
+//! - A page that the open batch made is reachable from no published state, and
+//!   only the writer knows its number.
+//! - Pages below `end` lie inside the file. `end` never falls while the file is
+//!   open.
+//! - A page from before the file was opened is verified before anything in it
+//!   is believed: its bit in `verified` is set after that, and set at once for
+//!   pages that this process makes.
+#![allow(unsafe_code)] // pages are shared memory; the protocol above guards them
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::leaf::OverflowRef;
+use super::page::{self, HEADER_BYTES, Kind, PAGE_BYTES, Page};
+use super::readers::Pin;
+use crate::backend::{BackendError, Result};
+use crate::disk::{DiskError, File, Map};
+
+/// The file and its map.
+#[derive(Debug)]
+pub(super) struct Pager {
+    file: FileHandle,
+    map: Map,
+    /// Pages that the map can hold.
+    capacity: u64,
+    /// Pages that the file has.
+    end: AtomicU64,
+    /// One bit per page that need not be verified any more.
+    verified: Box<[AtomicU64]>,
+    /// Number of the state that was opened: no page of it is younger.
+    opened: u64,
+}
+
+struct FileHandle(Arc<dyn File>);
+
+impl std::fmt::Debug for FileHandle {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.path().fmt(out)
+    }
+}
+
+/// The right to make and change pages; held by the writer of the open batch,
+/// and by a checkpoint for pages of its own.
+#[derive(Debug)]
+pub(super) struct BatchToken {
+    /// Birth of the pages that it makes.
+    birth: u64,
+}
+
+impl BatchToken {
+    /// A token for pages that no other token's holder knows of.
+    pub(super) fn new(birth: u64) -> Self {
+        Self { birth }
+    }
+
+    pub(super) fn birth(&self) -> u64 {
+        self.birth
+    }
+}
+
+/// Sight of the pages of one state.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct View<'v> {
+    pager: &'v Pager,
+}
+
+/// The error of a disk as one of a backend.
+pub(super) fn disk_error(error: DiskError) -> BackendError {
+    let (action, path, source) = error.into_parts();
+    BackendError::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+impl Pager {
+    /// Maps `file`, of which `end` pages exist, reserving `map_bytes`.
+    pub(super) fn new(file: Arc<dyn File>, map_bytes: usize, opened: u64) -> Result<Self> {
+        let map = file.map(map_bytes).map_err(disk_error)?;
+        let capacity = (map.reserved_bytes() / PAGE_BYTES) as u64;
+        let end = (file.len().map_err(disk_error)? / PAGE_BYTES as u64).min(capacity);
+        Ok(Self {
+            file: FileHandle(file),
+            map,
+            capacity,
+            end: AtomicU64::new(end),
+            verified: zeroed_words(capacity.div_ceil(64) as usize),
+            opened,
+        })
+    }
+
+    pub(super) fn file(&self) -> &dyn File {
+        &*self.file.0
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.file.0.path()
+    }
+
+    /// Pages that the file has.
+    pub(super) fn end(&self) -> u64 {
+        self.end.load(Ordering::Acquire)
+    }
+
+    /// Makes the file `pages` longer.
+    pub(super) fn grow(&self, pages: u64) -> Result<()> {
+        let end = self.end();
+        if pages > self.capacity - end {
+            return Err(BackendError::Io {
+                action: "allocate",
+                path: self.path().to_owned(),
+                source: std::io::Error::new(
+                    std::io::ErrorKind::StorageFull,
+                    format!("the store is limited to {} pages", self.capacity),
+                ),
+            });
+        }
+        let bytes = PAGE_BYTES as u64;
+        self.file
+            .0
+            .allocate(end * bytes, pages * bytes)
+            .map_err(disk_error)?;
+        self.end.store(end + pages, Ordering::Release);
+        Ok(())
+    }
+
+    /// Sight of the state that `pin` holds.
+    pub(super) fn pinned<'v>(&'v self, _pin: &'v Pin) -> View<'v> {
+        View { pager: self }
+    }
+
+    /// Sight of the state that a batch works on.
+    pub(super) fn working<'v>(&'v self, _token: &'v BatchToken) -> View<'v> {
+        View { pager: self }
+    }
+
+    /// A page that `token`'s holder made.
+    pub(super) fn page_mut<'v>(&'v self, token: &'v mut BatchToken, number: u64) -> &'v mut Page {
+        assert!(number < self.end(), "page {number} is beyond the file");
+        // SAFETY: inside the file; the token's holder made the page, so nobody
+        // else knows it, and the token is borrowed for as long as the page is.
+        let page = unsafe { &mut *self.address(number) };
+        assert!(
+            page.birth() == token.birth,
+            "page {number} is of an earlier state"
+        );
+        page
+    }
+
+    /// Makes page `number`, which was free, the token's own.
+    pub(super) fn adopt<'v>(&'v self, token: &'v mut BatchToken, number: u64) -> &'v mut Page {
+        assert!(number < self.end(), "page {number} is beyond the file");
+        // SAFETY: inside the file, and free pages are nobody's.
+        let page = unsafe { &mut *self.address(number) };
+        page.identify(token.birth, number);
+        self.set_verified(number);
+        page
+    }
+
+    /// Makes page `to`, which was free, the token's own, with the content of
+    /// `from`, which was read before.
+    pub(super) fn copy(&self, token: &mut BatchToken, from: u64, to: u64) {
+        assert!(
+            from != to && from < self.end(),
+            "page {from} is copied to {to}"
+        );
+        // SAFETY: inside the file; `from` is a page of the state that the token's
+        // holder works on, so nobody changes it, and `to` is another page.
+        let from = unsafe { &*self.address(from) };
+        self.adopt(token, to).copy_content(from);
+    }
+
+    /// Makes the run of pages at `number`, which were free, hold `value`.
+    pub(super) fn write_run(&self, token: &mut BatchToken, number: u64, value: &[u8]) {
+        let pages = run_pages(value.len());
+        assert!(
+            number + pages <= self.end(),
+            "run {number} ends beyond the file"
+        );
+        self.adopt(token, number).format_run(value.len() as u32);
+        // SAFETY: the run's pages are inside the file and nobody's but the token's.
+        unsafe {
+            let start = self.address(number).cast::<u8>().add(HEADER_BYTES);
+            std::ptr::copy_nonoverlapping(value.as_ptr(), start, value.len());
+        }
+    }
+
+    fn address(&self, number: u64) -> *mut Page {
+        // SAFETY: callers checked that the page is inside the map.
+        unsafe { self.map.base().cast::<Page>().add(number as usize) }
+    }
+
+    fn is_verified(&self, number: u64) -> bool {
+        let word = self.verified.get((number / 64) as usize);
+        word.is_some_and(|word| word.load(Ordering::Acquire) >> (number % 64) & 1 == 1)
+    }
+
+    fn set_verified(&self, number: u64) {
+        if let Some(word) = self.verified.get((number / 64) as usize) {
+            word.fetch_or(1 << (number % 64), Ordering::AcqRel);
+        }
+    }
+
+    /// A page at its first read since the file was opened.
+    #[cold]
+    fn verify(&self, number: u64, run: bool) -> Result<()> {
+        if number >= self.end() || number < super::meta::META_PAGES {
+            return Err(self.damaged(number, "is referred to, but is none of the file's pages"));
+        }
+        // SAFETY: inside the file; see `View::page`.
+        let page = unsafe { &*self.address(number) };
+        let pages = match (run, page.kind()) {
+            (false, Some(Kind::Leaf | Kind::Branch | Kind::Bitmap | Kind::Directory)) => 1,
+            (true, Some(Kind::Overflow)) => run_pages(page.run_length()),
+            (_, kind) => {
+                return Err(self.damaged(number, format!("is of kind {kind:?} where it cannot be")));
+            }
+        };
+        if number + pages > self.end() {
+            return Err(self.damaged(number, "starts a run that ends beyond the file"));
+        }
+        let bytes = pages as usize * PAGE_BYTES;
+        self.decode(number, bytes)
+            .map_err(|what| self.damaged(number, what))?;
+        if page.birth() > self.opened {
+            let what = format!(
+                "is of state {}, but belongs to state {}: something overwrote it",
+                page.birth(),
+                self.opened
+            );
+            return Err(self.damaged(number, what));
+        }
+        self.set_verified(number);
+        Ok(())
+    }
+
+    fn decode(&self, number: u64, bytes: usize) -> std::result::Result<(), String> {
+        // SAFETY: the caller made sure that the bytes are inside the file, and
+        // pages from before it was opened are changed by nobody who reads them.
+        let bytes = unsafe { std::slice::from_raw_parts(self.address(number).cast::<u8>(), bytes) };
+        page::decode(bytes, number)
+    }
+
+    /// Fills in the checksum of a page, or of the run that it starts.
+    pub(super) fn seal(&self, view: View<'_>, number: u64) -> Result<()> {
+        let page = view.page_or_run(number)?;
+        let run = page.kind() == Some(Kind::Overflow);
+        page.seal(if run {
+            view.checksum_of_run(number, page)
+        } else {
+            page.checksum()
+        });
+        Ok(())
+    }
+
+    /// An error that names a page.
+    pub(super) fn damaged(&self, page: u64, what: impl Into<String>) -> BackendError {
+        BackendError::Damaged {
+            path: self.path().to_owned(),
+            page,
+            what: what.into(),
+        }
+    }
+}
+
+/// Pages of a run that holds a value of `length` bytes.
+pub(super) fn run_pages(length: usize) -> u64 {
+    (HEADER_BYTES + length).div_ceil(PAGE_BYTES) as u64
+}
+
+impl<'v> View<'v> {
+    /// A page of the tree.
+    #[inline]
+    pub(super) fn page(&self, number: u64) -> Result<&'v Page> {
+        if !self.pager.is_verified(number) {
+            self.pager.verify(number, false)?;
+        }
+        // SAFETY: verified pages are inside the file, and those that the viewed
+        // state reaches are not changed while `'v` holds its pin or its token.
+        Ok(unsafe { &*self.pager.address(number) })
+    }
+
+    /// The first page of an overflow run.
+    pub(super) fn run(&self, number: u64) -> Result<&'v Page> {
+        if !self.pager.is_verified(number) {
+            self.pager.verify(number, true)?;
+        }
+        // SAFETY: as in `page`.
+        Ok(unsafe { &*self.pager.address(number) })
+    }
+
+    /// A page that this process made, of whatever kind.
+    fn page_or_run(&self, number: u64) -> Result<&'v Page> {
+        if !self.pager.is_verified(number) {
+            return Err(self.pager.damaged(number, "is new, but was never made"));
+        }
+        // SAFETY: as in `page`.
+        Ok(unsafe { &*self.pager.address(number) })
+    }
+
+    /// The value that an overflow run holds.
+    pub(super) fn run_value(&self, overflow: OverflowRef) -> Result<&'v [u8]> {
+        let page = self.run(overflow.page)?;
+        if page.kind() != Some(Kind::Overflow) || page.run_length() != overflow.length as usize {
+            let what = format!("is no run of {} bytes", overflow.length);
+            return Err(self.pager.damaged(overflow.page, what));
+        }
+        Ok(self.run_bytes(overflow.page, page))
+    }
+
+    fn checksum_of_run(&self, number: u64, first: &Page) -> u32 {
+        crc32c::crc32c_append(first.header_checksum(), self.run_bytes(number, first))
+    }
+
+    /// The checksum that a run's content has.
+    pub(super) fn run_checksum(&self, overflow: OverflowRef) -> Result<u32> {
+        Ok(self.checksum_of_run(overflow.page, self.run(overflow.page)?))
+    }
+
+    fn run_bytes(&self, number: u64, page: &Page) -> &'v [u8] {
+        // SAFETY: as in `page`; the run's length was verified, or written by
+        // this process, and so lies inside the file.
+        unsafe {
+            let start = self.pager.address(number).cast::<u8>().add(HEADER_BYTES);
+            std::slice::from_raw_parts(start, page.run_length())
+        }
+    }
+
+    #[cold]
+    pub(super) fn too_deep(&self, page: u64) -> BackendError {
+        let what = format!("lies more than {} levels deep", super::path::MAX_DEPTH);
+        self.pager.damaged(page, what)
+    }
+
+    /// An error that names a page.
+    pub(super) fn damaged(&self, page: u64, what: impl Into<String>) -> BackendError {
+        self.pager.damaged(page, what)
+    }
+}
+
+/// `count` zero words. The allocator maps them lazily, so a bitmap for the
+/// whole reserved range costs memory only where the file has pages.
+fn zeroed_words(count: usize) -> Box<[AtomicU64]> {
+    let words = Box::into_raw(vec![0_u64; count].into_boxed_slice());
+    // SAFETY: AtomicU64 has the same layout as u64, and the box is not used as
+    // anything else from here on.
+    unsafe { Box::from_raw(words as *mut [AtomicU64]) }
+}

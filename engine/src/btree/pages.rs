@@ -1,0 +1,156 @@
+//! The writer's pages: taking, copying and letting go of them.
+//!
+//! Invariant: a page born in the open batch has only such pages above it, so
+//! to know that a path may be changed in place it is enough to look at its leaf.
+
+use super::leaf::OverflowRef;
+use super::page::{Kind, Page};
+use super::pager::{BatchToken, Pager, View, run_pages};
+use super::space::{Extent, Freed, Leftovers};
+use super::store::Shared;
+use crate::backend::{BackendError, Result};
+
+/// Pages taken from the shared space at a time.
+const POOL_PAGES: usize = 32;
+
+/// The pages of the open batch.
+#[derive(Debug)]
+pub(super) struct Pages<'b> {
+    shared: &'b Shared,
+    token: BatchToken,
+    /// Taken and not used yet, or not any more; the lowest last.
+    pool: Vec<u64>,
+    leftovers: Leftovers,
+}
+
+impl<'b> Pages<'b> {
+    pub(super) fn new(shared: &'b Shared, birth: u64) -> Self {
+        Self {
+            shared,
+            token: BatchToken::new(birth),
+            pool: Vec::new(),
+            leftovers: Leftovers::default(),
+        }
+    }
+
+    fn pager(&self) -> &'b Pager {
+        self.shared.pager()
+    }
+
+    /// The number of the state that the batch makes.
+    pub(super) fn birth(&self) -> u64 {
+        self.token.birth()
+    }
+
+    pub(super) fn view(&self) -> View<'_> {
+        self.pager().working(&self.token)
+    }
+
+    pub(super) fn page(&self, number: u64) -> Result<&Page> {
+        self.view().page(number)
+    }
+
+    /// A page that this batch made.
+    pub(super) fn page_mut(&mut self, number: u64) -> &mut Page {
+        self.shared.pager().page_mut(&mut self.token, number)
+    }
+
+    fn take(&mut self) -> Result<u64> {
+        if self.pool.is_empty() {
+            let mut space = self.shared.space();
+            for taken in 0..POOL_PAGES {
+                match space.take_for_batch(self.shared.pager(), 1) {
+                    Ok(extent) => self.pool.push(extent.page),
+                    // A few pages are better than none on a full disk.
+                    Err(_) if taken > 0 => break,
+                    Err(error) => return Err(error),
+                }
+            }
+            self.pool.reverse();
+        }
+        self.pool.pop().ok_or_else(|| BackendError::Other {
+            engine: super::NAME,
+            message: "no free page was found".to_owned(),
+        })
+    }
+
+    /// A new empty page.
+    pub(super) fn create(&mut self, kind: Kind, level: u8) -> Result<u64> {
+        let number = self.take()?;
+        self.pager()
+            .adopt(&mut self.token, number)
+            .format(kind, level);
+        Ok(number)
+    }
+
+    /// The page itself if this batch made it, or else a copy that it may change.
+    pub(super) fn writable(&mut self, number: u64) -> Result<u64> {
+        let birth = self.page(number)?.birth();
+        if birth == self.birth() {
+            return Ok(number);
+        }
+        let copy = self.take()?;
+        self.pager().copy(&mut self.token, number, copy);
+        self.let_go(Extent::one(number), birth);
+        Ok(copy)
+    }
+
+    /// Frees a page of the tree that nothing refers to any more.
+    pub(super) fn free(&mut self, number: u64) -> Result<()> {
+        let birth = self.page(number)?.birth();
+        self.free_unseen(number, birth);
+        Ok(())
+    }
+
+    /// Frees a page that is known to be born in `birth` or before.
+    pub(super) fn free_unseen(&mut self, number: u64, birth: u64) {
+        if birth == self.birth() {
+            self.pool.push(number);
+        } else {
+            self.let_go(Extent::one(number), birth);
+        }
+    }
+
+    fn let_go(&mut self, extent: Extent, birth: u64) {
+        self.leftovers.freed.push(Freed { extent, birth });
+    }
+
+    /// Writes a long value to a run of its own.
+    pub(super) fn create_run(&mut self, value: &[u8]) -> Result<OverflowRef> {
+        let pager = self.pager();
+        let pages = run_pages(value.len());
+        let extent = self.shared.space().take_for_batch(pager, pages)?;
+        pager.write_run(&mut self.token, extent.page, value);
+        Ok(OverflowRef {
+            page: extent.page,
+            length: value.len() as u32,
+        })
+    }
+
+    /// Frees the run of a value that was replaced or removed.
+    pub(super) fn free_run(&mut self, overflow: OverflowRef) -> Result<()> {
+        let birth = self.view().run(overflow.page)?.birth();
+        let extent = Extent {
+            page: overflow.page,
+            pages: run_pages(overflow.length as usize),
+        };
+        if birth == self.birth() {
+            self.leftovers.unused.push(extent);
+        } else {
+            self.let_go(extent, birth);
+        }
+        Ok(())
+    }
+
+    /// Whether a checkpoint began that may have pages of `birth`.
+    pub(super) fn is_checkpointed(&self, birth: u64) -> bool {
+        birth <= self.shared.begun()
+    }
+
+    /// What the batch leaves behind when it is published.
+    pub(super) fn take_leftovers(&mut self) -> Leftovers {
+        let unused = self.pool.drain(..).map(Extent::one);
+        self.leftovers.unused.extend(unused);
+        std::mem::take(&mut self.leftovers)
+    }
+}

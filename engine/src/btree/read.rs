@@ -1,0 +1,145 @@
+//! Reading: one key, and ranges in either direction.
+
+use std::ops::ControlFlow;
+
+use super::leaf::Value;
+use super::page::Page;
+use super::pager::View;
+use super::path::MAX_DEPTH;
+use super::state::Root;
+use crate::backend::{Bounds, Direction, Result, Visitor, is_empty};
+
+/// The value of `key`.
+pub(super) fn get<'v>(view: View<'v>, root: &Root, key: &[u8]) -> Result<Option<&'v [u8]>> {
+    if root.page == 0 {
+        return Ok(None);
+    }
+    let mut page = view.page(root.page)?;
+    for _ in 0..MAX_DEPTH {
+        if page.is_leaf() {
+            let Ok(index) = page.find(key) else {
+                return Ok(None);
+            };
+            return value(view, page, index).map(Some);
+        }
+        page = view.page(page.child_page(page.child_for(key)))?;
+    }
+    Err(view.too_deep(page.number()))
+}
+
+/// The value of a leaf's entry.
+#[inline]
+pub(super) fn value<'v>(view: View<'v>, page: &'v Page, index: usize) -> Result<&'v [u8]> {
+    match page.value(index) {
+        Value::Inline(bytes) => Ok(bytes),
+        Value::Overflow(overflow) => view.run_value(overflow),
+    }
+}
+
+/// A way from the root to a leaf that can go on to the neighbouring leaf.
+struct Walk<'v> {
+    view: View<'v>,
+    direction: Direction,
+    /// Branches on the way, and the child taken in each.
+    branches: Vec<(&'v Page, usize)>,
+}
+
+impl<'v> Walk<'v> {
+    /// Goes down from `root` to the leaf where bounds begin.
+    fn start(&mut self, root: u64, bounds: Bounds<'_>) -> Result<&'v Page> {
+        let direction = self.direction;
+        self.descend(root, |page| {
+            let (first, last) = page.children_within(bounds);
+            match direction {
+                Direction::Forward => first,
+                Direction::Backward => last,
+            }
+        })
+    }
+
+    fn descend(&mut self, number: u64, choose: impl Fn(&Page) -> usize) -> Result<&'v Page> {
+        let mut page = self.view.page(number)?;
+        while page.is_branch() {
+            if self.branches.len() == MAX_DEPTH {
+                return Err(self.view.too_deep(number));
+            }
+            let index = choose(page);
+            self.branches.push((page, index));
+            page = self.view.page(page.child_page(index))?;
+        }
+        Ok(page)
+    }
+
+    /// The leaf after this one, in the direction of the walk.
+    fn next(&mut self) -> Result<Option<&'v Page>> {
+        while let Some((page, index)) = self.branches.pop() {
+            let next = match self.direction {
+                Direction::Forward if index + 1 < page.count() => index + 1,
+                Direction::Backward if index > 0 => index - 1,
+                _ => continue,
+            };
+            self.branches.push((page, next));
+            let forward = self.direction == Direction::Forward;
+            let edge = |page: &Page| if forward { 0 } else { page.count() - 1 };
+            return self.descend(page.child_page(next), edge).map(Some);
+        }
+        Ok(None)
+    }
+}
+
+/// Visits the entries within `bounds` in order.
+pub(super) fn scan(
+    view: View<'_>,
+    root: &Root,
+    bounds: Bounds<'_>,
+    direction: Direction,
+    visit: &mut Visitor<'_>,
+) -> Result<()> {
+    if root.page == 0 || is_empty(bounds) {
+        return Ok(());
+    }
+    let mut walk = Walk {
+        view,
+        direction,
+        branches: Vec::with_capacity(8),
+    };
+    let mut key = Vec::with_capacity(64);
+    let mut leaf = Some(walk.start(root.page, bounds)?);
+    while let Some(page) = leaf {
+        let range = page.slots_within(bounds);
+        // Bounds that end inside this leaf end the walk.
+        let ends = match direction {
+            Direction::Forward => range.end < page.count(),
+            Direction::Backward => range.start > 0,
+        };
+        key.clear();
+        key.extend_from_slice(page.prefix());
+        let mut visit_slot = |index| -> Result<ControlFlow<()>> {
+            let value = value(view, page, index)?;
+            key.truncate(page.prefix_len());
+            key.extend_from_slice(page.suffix(index));
+            Ok(visit(&key, value))
+        };
+        let flow = match direction {
+            Direction::Forward => visit_all(range, &mut visit_slot)?,
+            Direction::Backward => visit_all(range.rev(), &mut visit_slot)?,
+        };
+        if ends || flow.is_break() {
+            return Ok(());
+        }
+        leaf = walk.next()?;
+    }
+    Ok(())
+}
+
+fn visit_all(
+    slots: impl Iterator<Item = usize>,
+    visit: &mut impl FnMut(usize) -> Result<ControlFlow<()>>,
+) -> Result<ControlFlow<()>> {
+    for index in slots {
+        if visit(index)?.is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+    Ok(ControlFlow::Continue(()))
+}

@@ -1,0 +1,303 @@
+//! The life of a page: free, taken by the open batch, live, freed, free again.
+//!
+//! Invariants:
+//! - Every page of the file but the two meta pages is exactly one of: free,
+//!   taken by the open batch, live in the newest published state, pending
+//!   (freed, but perhaps still seen), or part of a persisted free-space map.
+//! - A page freed by the batch that made state t, born in state b, is taken
+//!   again only when no reader holds a state before t, and, if b is not younger
+//!   than the newest checkpoint that began, a checkpoint of state t or later is
+//!   durable. A checkpoint pins its state before it announces itself as begun
+//!   and until it is durable, so looking at the pins first and then at what has
+//!   begun misses none.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::bitmap::{Bitmap, CHUNK_PAGES, CHUNK_WORDS, ChunkWords};
+use super::pager::Pager;
+use crate::backend::Result;
+
+/// The file grows by at least this many pages,
+const MIN_GROWTH_PAGES: u64 = 256;
+/// by at most this many,
+const MAX_GROWTH_PAGES: u64 = 16_384;
+/// and otherwise by this part of itself.
+const GROWTH_PART: u64 = 16;
+
+/// Pages in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Extent {
+    pub(super) page: u64,
+    pub(super) pages: u64,
+}
+
+impl Extent {
+    pub(super) fn one(page: u64) -> Self {
+        Self { page, pages: 1 }
+    }
+
+    pub(super) fn iter(self) -> impl Iterator<Item = u64> {
+        self.page..self.page + self.pages
+    }
+}
+
+/// Pages that a batch does without, and when they were made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Freed {
+    pub(super) extent: Extent,
+    pub(super) birth: u64,
+}
+
+/// What a batch leaves behind for [`Space::publish`].
+#[derive(Debug, Default)]
+pub(super) struct Leftovers {
+    /// Pages of earlier states that the batch replaced or removed.
+    pub(super) freed: Vec<Freed>,
+    /// Pages that it took and does not need.
+    pub(super) unused: Vec<Extent>,
+}
+
+/// What is known of all pages.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Space {
+    /// Pages of the file.
+    end: u64,
+    free: Bitmap,
+    /// Pages of the newest published state. Shared with checkpoints, and copied
+    /// a chunk at a time when a batch changes them meanwhile.
+    live: Vec<Arc<ChunkWords>>,
+    /// Live pages that have no checksum yet; of a run its first page.
+    unsealed: Vec<u64>,
+    /// Taken by the open batch.
+    taken: Vec<Extent>,
+    /// Freed by the batch that made a state; ascending.
+    pending: VecDeque<(u64, Vec<Freed>)>,
+    /// As `pending`, but seen by no reader any more: waits for a checkpoint.
+    waiting: VecDeque<(u64, Vec<Freed>)>,
+    pending_pages: u64,
+    waiting_pages: u64,
+}
+
+/// What [`Space::recycle`] needs to know.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Horizon {
+    /// The oldest state that a reader can see; looked at first.
+    pub(super) oldest: u64,
+    /// The newest state of which a checkpoint began; looked at second.
+    pub(super) begun: u64,
+    /// The state of the last durable checkpoint.
+    pub(super) durable: u64,
+}
+
+impl Space {
+    /// Space of a file of `end` pages of which `is_free` says the free ones and
+    /// `live` has those of the state.
+    pub(super) fn new(
+        end: u64,
+        first: u64,
+        live: Vec<Arc<ChunkWords>>,
+        is_used: impl Fn(u64) -> bool,
+    ) -> Self {
+        let mut space = Self {
+            live,
+            ..Self::default()
+        };
+        space.cover(end);
+        for page in (first..end).filter(|page| !is_used(*page)) {
+            space.free.insert(page);
+        }
+        space
+    }
+
+    fn cover(&mut self, end: u64) {
+        self.end = end;
+        self.free.grow(end);
+        let chunks = end.div_ceil(CHUNK_PAGES) as usize;
+        if chunks > self.live.len() {
+            let empty = Arc::new([0; CHUNK_WORDS]);
+            self.live.resize(chunks, empty);
+        }
+        self.unsealed.resize(self.live.len() * CHUNK_WORDS, 0);
+    }
+
+    /// Takes `pages` pages in a row, growing the file if there are none.
+    pub(super) fn take(&mut self, pager: &Pager, pages: u64) -> Result<Extent> {
+        loop {
+            let found = match pages {
+                1 => self.free.take(),
+                _ => self.free.take_run(pages),
+            };
+            if let Some(page) = found {
+                return Ok(Extent { page, pages });
+            }
+            self.grow(pager, pages)?;
+        }
+    }
+
+    /// As [`Space::take`], for the open batch.
+    pub(super) fn take_for_batch(&mut self, pager: &Pager, pages: u64) -> Result<Extent> {
+        let extent = self.take(pager, pages)?;
+        self.taken.push(extent);
+        Ok(extent)
+    }
+
+    /// Gives pages back that nothing refers to.
+    pub(super) fn give(&mut self, extent: Extent) {
+        for page in extent.iter() {
+            let fresh = self.free.insert(page);
+            debug_assert!(fresh, "page {page} was given back twice");
+        }
+    }
+
+    fn grow(&mut self, pager: &Pager, pages: u64) -> Result<()> {
+        let end = pager.end();
+        let step = (end / GROWTH_PART)
+            .clamp(MIN_GROWTH_PAGES, MAX_GROWTH_PAGES)
+            .max(pages);
+        // On a nearly full disk, or near the limit, the bare need may still fit.
+        pager.grow(step).or_else(|_| pager.grow(pages))?;
+        self.cover(pager.end());
+        for page in end..pager.end() {
+            self.free.insert(page);
+        }
+        Ok(())
+    }
+
+    /// Undoes what the open batch took.
+    pub(super) fn abort(&mut self) {
+        for extent in std::mem::take(&mut self.taken) {
+            self.give(extent);
+        }
+    }
+
+    /// Books what the open batch took and freed, as part of state `number`.
+    pub(super) fn publish(&mut self, number: u64, leftovers: Leftovers) {
+        for extent in std::mem::take(&mut self.taken) {
+            self.set_live(extent, true);
+            self.unsealed[(extent.page / 64) as usize] |= 1 << (extent.page % 64);
+        }
+        for extent in leftovers.unused {
+            self.set_live(extent, false);
+            self.give(extent);
+        }
+        for freed in &leftovers.freed {
+            self.set_live(freed.extent, false);
+        }
+        if !leftovers.freed.is_empty() {
+            self.pending_pages += count(&leftovers.freed);
+            self.pending.push_back((number, leftovers.freed));
+        }
+    }
+
+    fn set_live(&mut self, extent: Extent, live: bool) {
+        for page in extent.iter() {
+            let chunk = Arc::make_mut(&mut self.live[(page / CHUNK_PAGES) as usize]);
+            let at = page % CHUNK_PAGES;
+            let (word, bit) = ((at / 64) as usize, 1 << (at % 64));
+            if live {
+                chunk[word] |= bit;
+            } else {
+                chunk[word] &= !bit;
+                // Else a later run over this page would get a checksum inside.
+                self.unsealed[(page / 64) as usize] &= !bit;
+            }
+        }
+    }
+
+    /// Frees the pending pages that nobody can see any more.
+    pub(super) fn recycle(&mut self, horizon: Horizon) {
+        while self
+            .pending
+            .front()
+            .is_some_and(|(number, _)| *number <= horizon.oldest)
+        {
+            let Some((number, mut freed)) = self.pending.pop_front() else {
+                break;
+            };
+            self.pending_pages -= count(&freed);
+            freed.retain(|freed| {
+                let checkpointed = freed.birth <= horizon.begun;
+                if !checkpointed {
+                    self.give(freed.extent);
+                }
+                checkpointed
+            });
+            if !freed.is_empty() {
+                self.waiting_pages += count(&freed);
+                self.waiting.push_back((number, freed));
+            }
+        }
+        while self
+            .waiting
+            .front()
+            .is_some_and(|(number, _)| *number <= horizon.durable)
+        {
+            let Some((_, freed)) = self.waiting.pop_front() else {
+                break;
+            };
+            self.waiting_pages -= count(&freed);
+            for freed in freed {
+                self.give(freed.extent);
+            }
+        }
+    }
+
+    /// The pages of the newest published state, for a checkpoint of it.
+    pub(super) fn live(&self) -> Vec<Arc<ChunkWords>> {
+        self.live.clone()
+    }
+
+    /// The pages of the newest published state that need a checksum, for a
+    /// checkpoint of it, which from now on sees to that.
+    pub(super) fn take_unsealed(&mut self) -> Vec<u64> {
+        let empty = vec![0; self.unsealed.len()];
+        std::mem::replace(&mut self.unsealed, empty)
+    }
+
+    pub(super) fn is_live(&self, page: u64) -> bool {
+        let chunk = self.live.get((page / CHUNK_PAGES) as usize);
+        chunk.is_some_and(|chunk| has(chunk, page))
+    }
+
+    pub(super) fn is_free(&self, page: u64) -> bool {
+        self.free.contains(page)
+    }
+
+    /// Pages of the file.
+    pub(super) fn end(&self) -> u64 {
+        self.end
+    }
+
+    pub(super) fn free_pages(&self) -> u64 {
+        self.free.count()
+    }
+
+    /// Pages that wait for readers, and pages that wait for a checkpoint.
+    pub(super) fn pending_pages(&self) -> (u64, u64) {
+        (self.pending_pages, self.waiting_pages)
+    }
+
+    /// The pages that are neither free nor live.
+    pub(super) fn in_between(&self) -> impl Iterator<Item = Extent> {
+        let freed = self
+            .pending
+            .iter()
+            .chain(&self.waiting)
+            .flat_map(|(_, freed)| freed);
+        self.taken
+            .iter()
+            .copied()
+            .chain(freed.map(|freed| freed.extent))
+    }
+}
+
+/// Whether a chunk has the bit of a page.
+pub(super) fn has(chunk: &ChunkWords, page: u64) -> bool {
+    let at = page % CHUNK_PAGES;
+    chunk[(at / 64) as usize] >> (at % 64) & 1 == 1
+}
+
+fn count(freed: &[Freed]) -> u64 {
+    freed.iter().map(|freed| freed.extent.pages).sum()
+}

@@ -1,0 +1,158 @@
+//! What the writer, the readers and checkpoints of one store share.
+
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::free_map::FreeMap;
+use super::meta::Meta;
+use super::pager::Pager;
+use super::readers::{Publisher, Readers};
+use super::space::{Horizon, Space};
+use crate::backend::{Applied, BackendError, Result, Stats};
+
+/// Shared by all handles of one store.
+///
+/// Locks are taken in this order, and `space` for moments only:
+/// `writer` (for the life of a batch) or `keeper` (for that of a checkpoint),
+/// then `space`. Readers take none.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pager: Pager,
+    readers: Arc<Readers>,
+    writer: Mutex<Publisher>,
+    keeper: Mutex<Keeper>,
+    space: Mutex<Space>,
+    /// The newest state of which a checkpoint began.
+    begun: AtomicU64,
+    /// The state of the last durable checkpoint.
+    durable: AtomicU64,
+    durable_applied: Mutex<Applied>,
+    latch: OnceLock<String>,
+}
+
+/// What the last durable checkpoint left; a checkpoint in progress holds it.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    pub(super) meta: Meta,
+    pub(super) free_map: FreeMap,
+}
+
+/// What the locks guard is whole even if a holder panicked: the trees are only
+/// changed in pages that nobody refers to before a batch is published.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(super) fn new(pager: Pager, space: Space, keeper: Keeper) -> Self {
+        let state = keeper.meta.state;
+        let publisher = Publisher::new(state);
+        Self {
+            pager,
+            readers: Arc::clone(publisher.readers()),
+            writer: Mutex::new(publisher),
+            keeper: Mutex::new(keeper),
+            space: Mutex::new(space),
+            begun: AtomicU64::new(state.number),
+            durable: AtomicU64::new(state.number),
+            durable_applied: Mutex::new(state.applied),
+            latch: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn pager(&self) -> &Pager {
+        &self.pager
+    }
+
+    pub(super) fn readers(&self) -> &Arc<Readers> {
+        &self.readers
+    }
+
+    pub(super) fn writer(&self) -> MutexGuard<'_, Publisher> {
+        lock(&self.writer)
+    }
+
+    pub(super) fn keeper(&self) -> MutexGuard<'_, Keeper> {
+        lock(&self.keeper)
+    }
+
+    pub(super) fn space(&self) -> MutexGuard<'_, Space> {
+        lock(&self.space)
+    }
+
+    pub(super) fn begun(&self) -> u64 {
+        self.begun.load(SeqCst)
+    }
+
+    pub(super) fn set_begun(&self, state: u64) {
+        self.begun.store(state, SeqCst);
+    }
+
+    /// The state of the last durable checkpoint, and how far it applies.
+    pub(super) fn durable(&self) -> (u64, Applied) {
+        let applied = lock(&self.durable_applied);
+        (self.durable.load(SeqCst), *applied)
+    }
+
+    pub(super) fn set_durable(&self, state: u64, applied: Applied) {
+        let mut durable_applied = lock(&self.durable_applied);
+        self.durable.store(state, SeqCst);
+        *durable_applied = applied;
+    }
+
+    /// How far recycling may go now.
+    pub(super) fn horizon(&self, publisher: &Publisher) -> Horizon {
+        let oldest = publisher.oldest();
+        Horizon {
+            oldest,
+            begun: self.begun(),
+            durable: self.durable.load(SeqCst),
+        }
+    }
+
+    /// Fails if an earlier error stopped the writer.
+    pub(super) fn check_latch(&self) -> Result<()> {
+        match self.latch.get() {
+            Some(message) => Err(BackendError::Latched(message.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Stops the writer for good. A failed write or sync leaves unknown what is
+    /// on the disk, and a second one would only hide that (the kernel marks the
+    /// pages clean): Rebello et al., "Can applications recover from fsync
+    /// failures?", 2020.
+    pub(super) fn latch(&self, error: BackendError) -> BackendError {
+        if self.latch.set(error.to_string()).is_ok() {
+            tracing::error!(%error, "the store takes no more writes");
+        }
+        error
+    }
+
+    /// As [`Shared::latch`], but a full disk is no reason to stop for good:
+    /// nothing was written.
+    pub(super) fn latch_unless_full(&self, error: BackendError) -> BackendError {
+        match &error {
+            BackendError::Io { source, .. } if !is_full(source) => self.latch(error),
+            _ => error,
+        }
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        let page = super::page::PAGE_BYTES as u64;
+        let space = self.space();
+        let end = self.pager.end();
+        let (pinned, _) = space.pending_pages();
+        Stats {
+            file_bytes: end * page,
+            used_bytes: (end - space.free_pages()) * page,
+            readers: self.readers.count(),
+            pinned_bytes: pinned * page,
+        }
+    }
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
+}
