@@ -42,6 +42,7 @@ pub struct Watch {
     /// Whether a node has confirmed the watch.
     open: bool,
     over: bool,
+    last_header: ResponseHeader,
     /// News that came while [`Watch::opened`] waited.
     early: Option<WatchUpdate>,
 }
@@ -81,6 +82,7 @@ impl Watch {
             client,
             stream: None,
             open: false,
+            last_header: ResponseHeader::default(),
             over: false,
             early: None,
         }
@@ -117,10 +119,19 @@ impl Watch {
         Ok(())
     }
 
+    /// The header of the last frame that came, be it the one that ended the watch.
+    pub fn last_header(&self) -> ResponseHeader {
+        self.last_header
+    }
+
     /// Takes one frame, from a new stream if need be.
     async fn step(&mut self) -> Result<Read, ClientError> {
         let read = match &mut self.stream {
-            Some(stream) => stream.read(self.request.credit).await,
+            Some(stream) => {
+                stream
+                    .read(self.request.credit, &mut self.last_header)
+                    .await
+            }
             none => {
                 *none = Some(open(&self.client, &self.request, &self.key, &self.range_end).await);
                 return Ok(Read::Nothing);
@@ -220,7 +231,7 @@ enum Read {
 }
 
 impl Stream {
-    async fn read(&mut self, window: u32) -> Result<Read, End> {
+    async fn read(&mut self, window: u32, last_header: &mut ResponseHeader) -> Result<Read, End> {
         let frame = match self.frames.recv().await {
             Some(Ok(frame)) => frame,
             Some(Err(CallError::Server(error))) => return Err(error.into()),
@@ -232,6 +243,7 @@ impl Stream {
                 source,
             })
         })?;
+        *last_header = header;
         match response {
             WatchResponse::Created => Ok(Read::Opened(header.revision)),
             WatchResponse::Canceled(error) => Err(error.into()),

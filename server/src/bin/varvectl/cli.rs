@@ -1,0 +1,301 @@
+//! The command line: etcdctl's commands and flags.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::go_format::{parse_bool, parse_duration, parse_int};
+
+/// A simple command line client for varve.
+#[derive(Debug, Parser)]
+#[command(
+    name = "varvectl",
+    version,
+    disable_version_flag = true,
+    infer_subcommands = true,
+    args_override_self = true,
+    arg_required_else_help = true,
+    after_help = "Every global flag can also be given as VARVECTL_<FLAG> or ETCDCTL_<FLAG>, \
+        for example VARVECTL_ENDPOINTS."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags of every command; unset ones are looked up in the environment.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Global {
+    /// Nodes to talk to [default: 127.0.0.1:2379]
+    #[arg(long, global = true, value_delimiter = ',', value_name = "HOST:PORT")]
+    pub(crate) endpoints: Option<Vec<String>>,
+    /// Output format: fields, json, simple or table [default: simple]
+    #[arg(short, long, global = true, value_name = "FORMAT")]
+    pub(crate) write_out: Option<String>,
+    /// Print byte strings as hex encoded strings
+    #[arg(long, global = true, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", value_parser = parse_bool, value_name = "BOOL")]
+    pub(crate) hex: Option<bool>,
+    /// Timeout for a command, such as 5s [default: 5s]
+    #[arg(long, global = true, value_parser = parse_duration, allow_hyphen_values = true)]
+    pub(crate) command_timeout: Option<Duration>,
+    /// Timeout for connecting to one node [default: 2s]
+    #[arg(long, global = true, value_parser = parse_duration, allow_hyphen_values = true)]
+    pub(crate) dial_timeout: Option<Duration>,
+    /// Ask a silent node for a sign of life after this long [default: 2s]
+    #[arg(long, global = true, value_parser = parse_duration, allow_hyphen_values = true)]
+    pub(crate) keepalive_time: Option<Duration>,
+    /// Leave a node that stays silent for this long after that [default: 6s]
+    #[arg(long, global = true, value_parser = parse_duration, allow_hyphen_values = true)]
+    pub(crate) keepalive_timeout: Option<Duration>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Gets the key or a range of keys
+    Get(GetArgs),
+    /// Puts the given key into the store; a missing value is read from standard input
+    Put(PutArgs),
+    /// Removes the specified key or range of keys [key, range_end)
+    Del(DelArgs),
+    /// Processes all the requests in one transaction, read from standard input
+    Txn(TxnArgs),
+    /// Compacts the event history
+    #[command(alias = "compact")]
+    Compaction(CompactionArgs),
+    /// Watches events on keys or prefixes
+    Watch(WatchArgs),
+    /// Endpoint related commands
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Endpoint(EndpointArgs),
+    /// Membership related commands
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Member(MemberArgs),
+    /// Prints the version of varvectl
+    Version,
+}
+
+/// A flag that is given as `--x`, `--x=true` or `--x=false`.
+macro_rules! switches {
+    ($(#[$outer:meta])* $name:ident { $($(#[doc = $doc:literal])+ $switch:ident),+ $(,)? }
+     $({ $($fields:tt)* })?) => {
+        $(#[$outer])*
+        #[derive(Debug, Default, Args)]
+        pub(crate) struct $name {
+            $($(#[doc = $doc])+
+            #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+                  default_value = "false", value_parser = parse_bool, action = ArgAction::Set,
+                  hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
+            pub(crate) $switch: bool,)+
+            $($($fields)*)?
+        }
+    };
+}
+
+switches! {
+    /// Arguments of `get`.
+    GetArgs {
+        /// Get keys with matching prefix
+        prefix,
+        /// Get keys that are greater than or equal to the given key using byte compare
+        from_key,
+        /// Get only the keys
+        keys_only,
+        /// Get only the count
+        count_only,
+        /// Only write values when using the "simple" output format
+        print_value_only,
+    } {
+        /// Linearizable(l) or Serializable(s)
+        #[arg(long, default_value = "l")]
+        pub(crate) consistency: String,
+        /// Order of results; ASCEND or DESCEND (ASCEND by default)
+        #[arg(long, default_value = "")]
+        pub(crate) order: String,
+        /// Sort target; CREATE, KEY, MODIFY, VALUE, or VERSION
+        #[arg(long, default_value = "")]
+        pub(crate) sort_by: String,
+        /// Maximum number of results
+        #[arg(long, default_value = "0", value_parser = parse_int, allow_hyphen_values = true)]
+        pub(crate) limit: i64,
+        /// Specify the kv revision
+        #[arg(long, default_value = "0", value_parser = parse_int, allow_hyphen_values = true)]
+        pub(crate) rev: i64,
+        /// Minimum create revision
+        #[arg(long, default_value = "0", value_parser = parse_int, allow_hyphen_values = true)]
+        pub(crate) min_create_rev: i64,
+        /// Maximum create revision
+        #[arg(long, default_value = "0", value_parser = parse_int, allow_hyphen_values = true)]
+        pub(crate) max_create_rev: i64,
+        /// Minimum modification revision
+        #[arg(long, default_value = "0", value_parser = parse_int, allow_hyphen_values = true)]
+        pub(crate) min_mod_rev: i64,
+        /// Maximum modification revision
+        #[arg(long, default_value = "0", value_parser = parse_int, allow_hyphen_values = true)]
+        pub(crate) max_mod_rev: i64,
+        /// The key, and the end of a range
+        #[arg(value_name = "KEY [RANGE_END]")]
+        pub(crate) args: Vec<OsString>,
+    }
+}
+
+switches! {
+    /// Arguments of `put`.
+    PutArgs {
+        /// Return the previous key-value pair before modification
+        prev_kv,
+        /// Updates the key using its current value
+        ignore_value,
+        /// Updates the key using its current lease
+        ignore_lease,
+    } {
+        /// Lease ID (in hexadecimal) to attach to the key
+        #[arg(long, default_value = "0", allow_hyphen_values = true)]
+        pub(crate) lease: String,
+        /// The key and its value
+        #[arg(value_name = "KEY [VALUE]")]
+        pub(crate) args: Vec<OsString>,
+    }
+}
+
+switches! {
+    /// Arguments of `del`.
+    DelArgs {
+        /// Delete keys with matching prefix
+        prefix,
+        /// Return deleted key-value pairs
+        prev_kv,
+        /// Delete keys that are greater than or equal to the given key using byte compare
+        from_key,
+        /// Delete range of keys
+        range,
+    } {
+        /// The key, and the end of a range
+        #[arg(value_name = "KEY [RANGE_END]")]
+        pub(crate) args: Vec<OsString>,
+    }
+}
+
+/// Arguments of `txn`.
+#[derive(Debug, Args)]
+pub(crate) struct TxnArgs {
+    /// Input transaction in interactive mode
+    #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value = "false", value_parser = parse_bool, action = ArgAction::Set,
+          hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
+    pub(crate) interactive: bool,
+    #[arg(hide = true)]
+    pub(crate) args: Vec<OsString>,
+}
+
+switches! {
+    /// Arguments of `compaction`.
+    CompactionArgs {
+        /// Wait for compaction to physically remove all old revisions
+        physical,
+    } {
+        /// The revision
+        #[arg(value_name = "REVISION", allow_negative_numbers = true)]
+        pub(crate) args: Vec<String>,
+    }
+}
+
+switches! {
+    /// Flags and keys of a watch, on the command line and in a line of `watch -i`.
+    WatchTarget {
+        /// Watch on a prefix
+        prefix,
+        /// Get the previous key-value pair before the event happens
+        prev_kv,
+        /// Get periodic watch progress notification from server
+        progress_notify,
+    } {
+        /// Revision to start watching
+        #[arg(long, default_value = "0", value_parser = parse_int, allow_hyphen_values = true)]
+        pub(crate) rev: i64,
+        /// The key or prefix, and the end of a range
+        #[arg(value_name = "KEY [RANGE_END]")]
+        pub(crate) args: Vec<OsString>,
+        /// A command to run for each event
+        #[arg(last = true, value_name = "COMMAND")]
+        pub(crate) command: Vec<OsString>,
+    }
+}
+
+/// Arguments of `watch`.
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// Interactive mode
+    #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value = "false", value_parser = parse_bool, action = ArgAction::Set,
+          hide_default_value = true, hide_possible_values = true, value_name = "BOOL")]
+    pub(crate) interactive: bool,
+    #[command(flatten)]
+    pub(crate) target: WatchTarget,
+}
+
+/// Arguments of `endpoint`.
+#[derive(Debug, Args)]
+pub(crate) struct EndpointArgs {
+    /// Use all endpoints from the cluster member list
+    #[arg(long, global = true, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", default_value = "false", value_parser = parse_bool,
+          action = ArgAction::Set, hide_default_value = true, hide_possible_values = true,
+          value_name = "BOOL")]
+    pub(crate) cluster: bool,
+    #[command(subcommand)]
+    pub(crate) command: EndpointCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EndpointCommand {
+    /// Checks the healthiness of endpoints specified in `--endpoints` flag
+    Health(Ignored),
+    /// Prints out the status of endpoints specified in `--endpoints` flag
+    Status(Ignored),
+    /// Prints the KV history hash for each endpoint in --endpoints
+    Hashkv(HashKvArgs),
+}
+
+/// Arguments of `endpoint hashkv`.
+#[derive(Debug, Args)]
+pub(crate) struct HashKvArgs {
+    /// Maximum revision to hash (default: all revisions)
+    #[arg(long, default_value = "0", value_parser = parse_int, allow_hyphen_values = true)]
+    pub(crate) rev: i64,
+    #[arg(hide = true)]
+    pub(crate) args: Vec<OsString>,
+}
+
+/// Arguments of `member`.
+#[derive(Debug, Args)]
+pub(crate) struct MemberArgs {
+    #[command(subcommand)]
+    pub(crate) command: MemberCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MemberCommand {
+    /// Lists all members in the cluster
+    List(MemberListArgs),
+}
+
+/// Arguments of `member list`.
+#[derive(Debug, Args)]
+pub(crate) struct MemberListArgs {
+    /// Linearizable(l) or Serializable(s)
+    #[arg(long, default_value = "l")]
+    pub(crate) consistency: String,
+    #[arg(hide = true)]
+    pub(crate) args: Vec<OsString>,
+}
+
+/// Arguments that etcdctl takes and pays no attention to.
+#[derive(Debug, Args)]
+pub(crate) struct Ignored {
+    #[arg(hide = true)]
+    pub(crate) args: Vec<OsString>,
+}

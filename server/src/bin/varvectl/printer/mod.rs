@@ -1,0 +1,162 @@
+//! Printing replies in etcdctl's formats.
+
+mod fields;
+mod json;
+mod simple;
+mod table;
+
+use varve_client::Answer;
+use varve_protocol::{HashKvResponse, MemberListResponse, StatusResponse};
+use varve_types::{
+    DeleteRangeResponse, Event, PutResponse, RangeResponse, ResponseHeader, TxnResponse,
+};
+
+use crate::failure::{EXIT_BAD_FEATURE, Failure};
+
+/// An output format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Simple { value_only: bool },
+    Json,
+    Fields,
+    Table,
+}
+
+/// How one endpoint does.
+#[derive(Debug, Clone)]
+pub(crate) struct Health {
+    pub(crate) endpoint: String,
+    pub(crate) took: String,
+    /// Empty where it is healthy.
+    pub(crate) error: String,
+}
+
+/// An answer of one endpoint.
+#[derive(Debug, Clone)]
+pub(crate) struct At<T> {
+    pub(crate) endpoint: String,
+    pub(crate) answer: Answer<T>,
+}
+
+/// News from a watch.
+#[derive(Debug, Clone)]
+pub(crate) struct WatchNews<'e> {
+    pub(crate) header: ResponseHeader,
+    pub(crate) events: &'e [Event],
+    pub(crate) canceled: bool,
+    pub(crate) compact_revision: i64,
+}
+
+/// Turns replies into what is written to standard output.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Printer {
+    pub(crate) format: Format,
+    pub(crate) hex: bool,
+}
+
+type Printed = Result<Vec<u8>, Failure>;
+
+fn no_table() -> Printed {
+    let message = "table not supported as output format";
+    Err(Failure::new(EXIT_BAD_FEATURE, message))
+}
+
+impl Printer {
+    fn simple(&self, value_only: bool) -> simple::Simple {
+        simple::Simple {
+            hex: self.hex,
+            value_only,
+        }
+    }
+
+    pub(crate) fn get(&self, answer: &Answer<RangeResponse>) -> Printed {
+        Ok(match self.format {
+            Format::Simple { value_only } => self.simple(value_only).get(&answer.body),
+            Format::Json => json::get(answer),
+            Format::Fields => fields::get(answer),
+            Format::Table => return no_table(),
+        })
+    }
+
+    pub(crate) fn put(&self, answer: &Answer<PutResponse>) -> Printed {
+        Ok(match self.format {
+            Format::Simple { value_only } => self.simple(value_only).put(&answer.body),
+            Format::Json => json::put(answer),
+            Format::Fields => fields::put(answer),
+            Format::Table => return no_table(),
+        })
+    }
+
+    pub(crate) fn delete(&self, answer: &Answer<DeleteRangeResponse>) -> Printed {
+        Ok(match self.format {
+            Format::Simple { value_only } => self.simple(value_only).delete(&answer.body),
+            Format::Json => json::delete(answer),
+            Format::Fields => fields::delete(answer),
+            Format::Table => return no_table(),
+        })
+    }
+
+    pub(crate) fn txn(&self, answer: &Answer<TxnResponse>) -> Printed {
+        Ok(match self.format {
+            Format::Simple { value_only } => self.simple(value_only).txn(&answer.body),
+            Format::Json => json::txn(answer),
+            Format::Fields => fields::txn(answer),
+            Format::Table => return no_table(),
+        })
+    }
+
+    pub(crate) fn watch(&self, news: &WatchNews<'_>) -> Printed {
+        Ok(match self.format {
+            Format::Simple { value_only } => self.simple(value_only).watch(news),
+            Format::Json => json::watch(news),
+            Format::Fields => fields::watch(news),
+            Format::Table => return no_table(),
+        })
+    }
+
+    pub(crate) fn member_list(&self, answer: &Answer<MemberListResponse>) -> Vec<u8> {
+        match self.format {
+            Format::Simple { .. } => simple::rows(&table::members(&answer.body)),
+            Format::Json => json::members(answer, self.hex),
+            Format::Fields => fields::members(answer),
+            Format::Table => table::members(&answer.body).render(),
+        }
+    }
+
+    /// What goes to standard output; unhealthy endpoints go to standard error in the simple
+    /// format, see [`Printer::unhealthy`].
+    pub(crate) fn health(&self, list: &[Health]) -> Vec<u8> {
+        match self.format {
+            Format::Simple { .. } => simple::healthy(list),
+            Format::Json => json::health(list),
+            Format::Fields => fields::health(list),
+            Format::Table => table::health(list).render(),
+        }
+    }
+
+    /// Lines for standard error.
+    pub(crate) fn unhealthy(&self, list: &[Health]) -> Vec<String> {
+        match self.format {
+            Format::Simple { .. } => simple::unhealthy(list),
+            _ => Vec::new(),
+        }
+    }
+
+    pub(crate) fn status(&self, list: &[At<StatusResponse>]) -> Vec<u8> {
+        match self.format {
+            Format::Simple { .. } => simple::rows(&table::status(list)),
+            Format::Json => json::status(list),
+            Format::Fields => fields::status(list),
+            Format::Table => table::status(list).render(),
+        }
+    }
+
+    pub(crate) fn hash_kv(&self, list: &[At<HashKvResponse>]) -> Vec<u8> {
+        match self.format {
+            Format::Simple { .. } => simple::rows(&table::hash_kv(list)),
+            Format::Json => json::hash_kv(list),
+            Format::Fields => fields::hash_kv(list),
+            Format::Table => table::hash_kv(list).render(),
+        }
+    }
+}

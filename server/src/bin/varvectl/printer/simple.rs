@@ -1,0 +1,124 @@
+//! The simple format: bare keys and values, one per line.
+
+use varve_types::{
+    DeleteRangeResponse, EventKind, KeyValue, PutResponse, RangeResponse, ResponseOp, TxnResponse,
+};
+
+use super::table::Table;
+use super::{Health, WatchNews};
+
+pub(super) struct Simple {
+    pub(super) hex: bool,
+    pub(super) value_only: bool,
+}
+
+impl Simple {
+    fn bytes(&self, bytes: &[u8], out: &mut Vec<u8>) {
+        match self.hex {
+            true => out.extend(
+                bytes
+                    .iter()
+                    .flat_map(|b| format!("\\x{b:02x}").into_bytes()),
+            ),
+            false => out.extend_from_slice(bytes),
+        }
+        out.push(b'\n');
+    }
+
+    fn kv(&self, kv: &KeyValue, out: &mut Vec<u8>) {
+        if !self.value_only {
+            self.bytes(&kv.key, out);
+        }
+        self.bytes(&kv.value, out);
+    }
+
+    pub(super) fn get(&self, reply: &RangeResponse) -> Vec<u8> {
+        let mut out = Vec::new();
+        for kv in &reply.kvs {
+            self.kv(kv, &mut out);
+        }
+        out
+    }
+
+    pub(super) fn put(&self, reply: &PutResponse) -> Vec<u8> {
+        let mut out = b"OK\n".to_vec();
+        if let Some(kv) = &reply.prev_kv {
+            self.kv(kv, &mut out);
+        }
+        out
+    }
+
+    pub(super) fn delete(&self, reply: &DeleteRangeResponse) -> Vec<u8> {
+        let mut out = format!("{}\n", reply.deleted).into_bytes();
+        for kv in &reply.prev_kvs {
+            self.kv(kv, &mut out);
+        }
+        out
+    }
+
+    pub(super) fn txn(&self, reply: &TxnResponse) -> Vec<u8> {
+        let verdict: &[u8] = match reply.succeeded {
+            true => b"SUCCESS\n",
+            false => b"FAILURE\n",
+        };
+        let mut out = verdict.to_vec();
+        for response in &reply.responses {
+            out.push(b'\n');
+            out.extend(match response {
+                ResponseOp::Range(reply) => self.get(reply),
+                ResponseOp::Put(reply) => self.put(reply),
+                ResponseOp::DeleteRange(reply) => self.delete(reply),
+                ResponseOp::Txn(reply) => self.txn(reply),
+            });
+        }
+        out
+    }
+
+    pub(super) fn watch(&self, news: &WatchNews<'_>) -> Vec<u8> {
+        let mut out = Vec::new();
+        for event in news.events {
+            let kind: &[u8] = match event.kind {
+                EventKind::Put => b"PUT\n",
+                EventKind::Delete => b"DELETE\n",
+            };
+            out.extend_from_slice(kind);
+            if let Some(prev) = &event.prev_kv {
+                self.kv(prev, &mut out);
+            }
+            self.kv(&event.kv, &mut out);
+        }
+        out
+    }
+}
+
+pub(super) fn rows(table: &Table) -> Vec<u8> {
+    let mut out = String::new();
+    for row in &table.rows {
+        out.push_str(&row.join(", "));
+        out.push('\n');
+    }
+    out.into_bytes()
+}
+
+pub(super) fn healthy(list: &[Health]) -> Vec<u8> {
+    let healthy = list.iter().filter(|health| health.error.is_empty());
+    let lines = healthy.map(|health| {
+        format!(
+            "{} is healthy: successfully committed proposal: took = {}\n",
+            health.endpoint, health.took
+        )
+    });
+    lines.collect::<String>().into_bytes()
+}
+
+pub(super) fn unhealthy(list: &[Health]) -> Vec<String> {
+    let unhealthy = list.iter().filter(|health| !health.error.is_empty());
+    unhealthy
+        .map(|health| {
+            format!(
+                "{} is unhealthy: failed to commit proposal: {}",
+                health.endpoint, health.error
+            )
+        })
+        .collect()
+}
