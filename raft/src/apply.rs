@@ -19,12 +19,12 @@ use varve_types::{ApiError, Command};
 
 use crate::entry::{self, Commands};
 use crate::error::RaftError;
+use crate::io::{EntryData, ToApply};
 use crate::log;
 use crate::membership::Membership;
 use crate::meta;
 use crate::metrics::Metrics;
 use crate::node::Watchers;
-use crate::replica::{EntryData, ToApply};
 use crate::sink::{Completion, ReplySink};
 use crate::snapshot::LoadedStore;
 
@@ -73,16 +73,6 @@ impl Applier {
             applied,
             answers: Vec::new(),
         }
-    }
-
-    /// The store.
-    pub(crate) fn store(&self) -> &Store {
-        &self.store
-    }
-
-    /// The members as of the last batch.
-    pub(crate) fn membership(&self) -> &Arc<Membership> {
-        &self.membership
     }
 
     /// Applies the entries as one batch, publishes it, and answers those who

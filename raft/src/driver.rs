@@ -22,8 +22,9 @@ use varve_engine::wal::{Committer, Completion, WalReader};
 
 use crate::apply::{AppliedBatch, Applier};
 use crate::error::RaftError;
+use crate::io::{ApplyJob, Input, Output, ToApply};
 use crate::log::{self, Fetch};
-use crate::replica::{ApplyJob, Input, Output, Replica, ToApply};
+use crate::replica::Replica;
 use crate::shared::{Current, Shared};
 use crate::snapshot::{LoadedStore, Outgoing};
 use crate::transport::Transport;
@@ -280,7 +281,7 @@ fn apply_loop(
                     applier.compact_step()?;
                 }
             }
-            ApplyJob::Install(loaded) => install(applier, loaded, shared)?,
+            ApplyJob::Install(loaded) => install(applier, *loaded, shared)?,
         }
     }
 }

@@ -12,6 +12,7 @@ mod entry;
 mod error;
 pub mod identity;
 mod initial_cluster;
+mod io;
 mod log;
 mod logging;
 mod membership;

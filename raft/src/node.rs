@@ -16,9 +16,10 @@ use crate::apply::Applier;
 use crate::config::Config;
 use crate::driver::{self, CheckpointPolicy, Outlets};
 use crate::error::RaftError;
+use crate::io::Input;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
-use crate::replica::{Input, Replica, Settings};
+use crate::replica::{Replica, Settings};
 use crate::shared::{Current, Shared};
 use crate::sink::{Proposal, ReadSink};
 use crate::snapshot::Incoming;
@@ -481,7 +482,10 @@ impl SnapshotReceiver {
     /// After the part that was marked as the last: hands the loaded store to the replica.
     pub fn finish(self) -> Result<(), RaftError> {
         let loaded = self.incoming.finish()?;
-        let sent = self.shared.inputs.send(Input::SnapshotLoaded(loaded));
+        let sent = self
+            .shared
+            .inputs
+            .send(Input::SnapshotLoaded(Box::new(loaded)));
         sent.map_err(|_| RaftError::Stopped("shutting down".to_owned()))
     }
 }

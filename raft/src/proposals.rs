@@ -72,11 +72,6 @@ impl Proposals {
         (self.waiting.len(), self.waiting_bytes)
     }
 
-    /// Whether some are not yet with raft-rs.
-    pub(crate) fn has_unsent(&self) -> bool {
-        !self.queued.is_empty() || !self.packed.is_empty()
-    }
-
     /// Queues a proposal.
     pub(crate) fn push(&mut self, proposal: Proposal, now: u64) {
         if proposal.commands.len() > MAX_PROPOSAL_BYTES {
@@ -342,7 +337,6 @@ mod tests {
         let entry = test.proposals.next_entry().unwrap();
         test.proposals.put_back(entry.clone());
         test.push(10, 0);
-        assert!(test.proposals.has_unsent());
         assert_eq!(test.proposals.next_entry().unwrap(), entry);
         let next = test.proposals.next_entry().unwrap();
         assert_eq!(test.header(&next).number, 1001);

@@ -7,9 +7,10 @@ use varve_engine::wal::{Committed, Group, Lsn, MAX_GROUP_BYTES};
 
 use crate::entry;
 use crate::error::RaftError;
+use crate::io::{ApplyJob, EntryData, LogWrite, Output, ToApply};
 use crate::proposals::Sinks;
 use crate::record::{self, Marker};
-use crate::replica::{ApplyJob, EntryData, LogWrite, Output, Replica, ToApply};
+use crate::replica::Replica;
 use crate::snapshot::LoadedStore;
 
 /// A group is closed once it holds this many bytes.
@@ -318,7 +319,9 @@ impl Replica {
             let index = loaded.message.get_snapshot().get_metadata().index;
             self.raw.advance_apply_to(index);
             self.is_recording_snapshot = false;
-            self.in_flight.jobs.push(ApplyJob::Install(loaded));
+            self.in_flight
+                .jobs
+                .push(ApplyJob::Install(Box::new(loaded)));
         }
         self.in_flight.released.extend(write.messages);
     }

@@ -100,9 +100,11 @@ pub(crate) fn decode(lsn: Lsn, kind: u8, payload: Bytes) -> Result<Record, RaftE
 
 fn decode_entry(payload: Bytes) -> Result<Entry, DecodeError> {
     let mut reader = Reader::new(&payload);
-    let mut entry = Entry::default();
-    entry.index = reader.u64("index")?;
-    entry.term = reader.u64("term")?;
+    let mut entry = Entry {
+        index: reader.u64("index")?,
+        term: reader.u64("term")?,
+        ..Entry::default()
+    };
     entry.set_entry_type(match reader.u8("entry type")? {
         0 => EntryType::EntryNormal,
         1 => EntryType::EntryConfChange,
@@ -116,10 +118,12 @@ fn decode_entry(payload: Bytes) -> Result<Entry, DecodeError> {
 
 fn decode_hard_state(payload: &[u8]) -> Result<HardState, DecodeError> {
     let mut reader = Reader::new(payload);
-    let mut state = HardState::default();
-    state.term = reader.u64("term")?;
-    state.vote = reader.u64("vote")?;
-    state.commit = reader.u64("commit")?;
+    let state = HardState {
+        term: reader.u64("term")?,
+        vote: reader.u64("vote")?,
+        commit: reader.u64("commit")?,
+        ..HardState::default()
+    };
     reader.finish()?;
     Ok(state)
 }

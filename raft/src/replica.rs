@@ -19,18 +19,18 @@ use std::sync::Arc;
 use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType};
 use raft::{RawNode, SnapshotStatus, StateRole};
-use varve_engine::wal::{Committed, Group, Lsn};
 use varve_types::ApiError;
 
 use crate::error::RaftError;
-use crate::log::{Fetch, RaftLog};
+use crate::io::{Input, Output};
+use crate::log::RaftLog;
 use crate::membership::Membership;
-use crate::proposals::{Proposals, Sinks};
+use crate::proposals::Proposals;
 use crate::read_index::ReadIndex;
 use crate::ready::InFlight;
 use crate::record::Marker;
 use crate::replay::Replayed;
-use crate::sink::{Proposal, ReadSink};
+use crate::sink::Proposal;
 use crate::snapshot::LoadedStore;
 use crate::wire;
 
@@ -62,100 +62,6 @@ pub(crate) struct Settings {
     pub(crate) catchup_bytes: u64,
     /// Random or otherwise new at each start.
     pub(crate) incarnation: u64,
-}
-
-/// What happens to a replica.
-pub(crate) enum Input {
-    Propose(Proposal),
-    Read(Box<dyn ReadSink>),
-    /// Bytes from another member.
-    Peer {
-        from: u64,
-        bytes: Bytes,
-    },
-    Unreachable(u64),
-    /// A log write is durable; the group comes back for use again.
-    Persisted {
-        ticket: u64,
-        committed: Committed,
-        group: Group,
-    },
-    Applied {
-        index: u64,
-        membership: Option<Arc<Membership>>,
-    },
-    /// The store made everything up to this index durable.
-    Checkpointed(u64),
-    Tick,
-    Fetched {
-        low: u64,
-        entries: Vec<Entry>,
-    },
-    SnapshotLoaded(LoadedStore),
-    SnapshotSent {
-        to: u64,
-        delivered: bool,
-    },
-    /// To this member, or to the one that is furthest.
-    TransferLeader(Option<u64>),
-    /// The log takes no more writes.
-    LogFailed(RaftError),
-    Stop,
-}
-
-/// A log write to submit. Its completion comes back as [`Input::Persisted`].
-pub(crate) struct LogWrite {
-    pub(crate) ticket: u64,
-    pub(crate) group: Group,
-}
-
-/// An entry to apply.
-pub(crate) struct ToApply {
-    pub(crate) index: u64,
-    pub(crate) term: u64,
-    pub(crate) data: EntryData,
-    /// Of the proposals in it, if this member proposed them.
-    pub(crate) sinks: Sinks,
-}
-
-/// An entry's bytes, or where to read them if too many wait already.
-pub(crate) enum EntryData {
-    Here(Bytes),
-    At(Lsn),
-}
-
-/// Work for the applier, in order.
-pub(crate) enum ApplyJob {
-    Entries(Vec<ToApply>),
-    /// Goes on with a store that another member sent.
-    Install(LoadedStore),
-}
-
-/// What is to be done now, in any order but for `writes` and `apply` in theirs.
-#[derive(Default)]
-pub(crate) struct Output {
-    pub(crate) writes: Vec<LogWrite>,
-    pub(crate) messages: Vec<(u64, Vec<Bytes>)>,
-    pub(crate) apply: Vec<ApplyJob>,
-    /// Readers to serve from the newest published state.
-    pub(crate) reads: Vec<Box<dyn ReadSink>>,
-    /// Members to send a snapshot to, and the message that begins it.
-    pub(crate) snapshots: Vec<(u64, Message)>,
-    pub(crate) fetches: Vec<Fetch>,
-    /// The log below this position is not needed any more.
-    pub(crate) release: Option<Lsn>,
-    /// A store that was loaded in vain.
-    pub(crate) discard: Vec<LoadedStore>,
-}
-
-impl Output {
-    pub(crate) fn send(&mut self, message: &Message) {
-        let bytes = wire::encode(message);
-        match self.messages.iter_mut().find(|(to, _)| *to == message.to) {
-            Some((_, messages)) => messages.push(bytes),
-            None => self.messages.push((message.to, vec![bytes])),
-        }
-    }
 }
 
 /// The replica's view of itself.
@@ -308,7 +214,7 @@ impl Replica {
                     self.raw.on_entries_fetched(context);
                 }
             }
-            Input::SnapshotLoaded(loaded) => self.snapshot_loaded(loaded),
+            Input::SnapshotLoaded(loaded) => self.snapshot_loaded(*loaded),
             Input::SnapshotSent { to, delivered } => {
                 let status = if delivered {
                     SnapshotStatus::Finish
@@ -523,8 +429,10 @@ impl Replica {
             let Some(data) = self.proposals.next_entry() else {
                 return;
             };
-            let mut entry = Entry::default();
-            entry.data = data.clone();
+            let entry = Entry {
+                data: data.clone(),
+                ..Entry::default()
+            };
             let mut message = Message::default();
             message.set_msg_type(MessageType::MsgPropose);
             message.from = self.settings.member_id;

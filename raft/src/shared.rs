@@ -9,9 +9,10 @@ use varve_engine::backend::Backend;
 use varve_engine::mvcc::{Reader, Store};
 use varve_engine::wal::{Identity, WalStats};
 
+use crate::io::Input;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
-use crate::replica::{Input, ReplicaStatus};
+use crate::replica::ReplicaStatus;
 use crate::snapshot::Loading;
 use crate::stores::StoreFiles;
 

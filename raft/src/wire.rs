@@ -207,10 +207,8 @@ pub(crate) fn check(message: &Message, own_id: u64, last_index: u64) -> Result<(
                 }
             }
         }
-        MessageType::MsgReadIndex | MessageType::MsgReadIndexResp => {
-            if message.entries.len() != 1 {
-                return Err("a read index without context");
-            }
+        MessageType::MsgReadIndex | MessageType::MsgReadIndexResp if message.entries.len() != 1 => {
+            return Err("a read index without context");
         }
         MessageType::MsgAppend => {
             let follow = (message.index + 1..).zip(message.entries.iter());
@@ -222,14 +220,12 @@ pub(crate) fn check(message: &Message, own_id: u64, last_index: u64) -> Result<(
                 term = entry.term;
             }
         }
-        MessageType::MsgHeartbeat => {
+        MessageType::MsgHeartbeat if message.commit > last_index => {
             // The leader saw this member acknowledge up to `commit`.
-            if message.commit > last_index {
-                return Err(
-                    "the leader knows entries as acknowledged that this member's log does not \
+            return Err(
+                "the leader knows entries as acknowledged that this member's log does not \
                      hold: the log has lost synced data; replace this member",
-                );
-            }
+            );
         }
         MessageType::MsgSnapshot => {
             return Err("a snapshot outside of a snapshot stream");
@@ -258,10 +254,13 @@ mod tests {
         message.request_snapshot = 9;
         message.priority = -1;
         message.context = Bytes::from_static(b"context");
-        let mut entry = Entry::default();
-        entry.index = 6;
-        entry.term = 3;
-        entry.data = Bytes::from_static(b"data");
+        let data = Bytes::from_static(b"data");
+        let entry = Entry {
+            index: 6,
+            term: 3,
+            data,
+            ..Entry::default()
+        };
         message.set_entries(vec![entry].into());
         let mut snapshot = Snapshot::default();
         snapshot.mut_metadata().index = 4;
@@ -297,18 +296,22 @@ mod tests {
         assert!(check(&message, 2, 0).is_err());
         message.mut_entries()[0].index = 7;
         assert!(check(&message, 1, 0).is_err());
-        let mut heartbeat = Message::default();
-        heartbeat.to = 1;
+        let mut heartbeat = Message {
+            to: 1,
+            commit: 5,
+            ..Message::default()
+        };
         heartbeat.set_msg_type(MessageType::MsgHeartbeat);
-        heartbeat.commit = 5;
         assert!(
             check(&heartbeat, 1, 4)
                 .unwrap_err()
                 .contains("lost synced data")
         );
         assert_eq!(check(&heartbeat, 1, 5), Ok(()));
-        let mut propose = Message::default();
-        propose.to = 1;
+        let mut propose = Message {
+            to: 1,
+            ..Message::default()
+        };
         propose.set_msg_type(MessageType::MsgPropose);
         assert!(check(&propose, 1, 4).is_err());
     }

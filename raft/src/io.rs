@@ -1,0 +1,109 @@
+//! What goes into a replica, and what comes out of it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use raft::eraftpb::{Entry, Message};
+use varve_engine::wal::{Committed, Group, Lsn};
+
+use crate::error::RaftError;
+use crate::log::Fetch;
+use crate::membership::Membership;
+use crate::proposals::Sinks;
+use crate::sink::{Proposal, ReadSink};
+use crate::snapshot::LoadedStore;
+use crate::wire;
+
+/// What happens to a replica.
+pub(crate) enum Input {
+    Propose(Proposal),
+    Read(Box<dyn ReadSink>),
+    /// Bytes from another member.
+    Peer {
+        from: u64,
+        bytes: Bytes,
+    },
+    Unreachable(u64),
+    /// A log write is durable; the group comes back for use again.
+    Persisted {
+        ticket: u64,
+        committed: Committed,
+        group: Group,
+    },
+    Applied {
+        index: u64,
+        membership: Option<Arc<Membership>>,
+    },
+    /// The store made everything up to this index durable.
+    Checkpointed(u64),
+    Tick,
+    Fetched {
+        low: u64,
+        entries: Vec<Entry>,
+    },
+    SnapshotLoaded(Box<LoadedStore>),
+    SnapshotSent {
+        to: u64,
+        delivered: bool,
+    },
+    /// To this member, or to the one that is furthest.
+    TransferLeader(Option<u64>),
+    /// The log takes no more writes.
+    LogFailed(RaftError),
+    Stop,
+}
+
+/// A log write to submit. Its completion comes back as [`Input::Persisted`].
+pub(crate) struct LogWrite {
+    pub(crate) ticket: u64,
+    pub(crate) group: Group,
+}
+
+/// An entry to apply.
+pub(crate) struct ToApply {
+    pub(crate) index: u64,
+    pub(crate) term: u64,
+    pub(crate) data: EntryData,
+    /// Of the proposals in it, if this member proposed them.
+    pub(crate) sinks: Sinks,
+}
+
+/// An entry's bytes, or where to read them if too many wait already.
+pub(crate) enum EntryData {
+    Here(Bytes),
+    At(Lsn),
+}
+
+/// Work for the applier, in order.
+pub(crate) enum ApplyJob {
+    Entries(Vec<ToApply>),
+    /// Goes on with a store that another member sent.
+    Install(Box<LoadedStore>),
+}
+
+/// What is to be done now, in any order but for `writes` and `apply` in theirs.
+#[derive(Default)]
+pub(crate) struct Output {
+    pub(crate) writes: Vec<LogWrite>,
+    pub(crate) messages: Vec<(u64, Vec<Bytes>)>,
+    pub(crate) apply: Vec<ApplyJob>,
+    /// Readers to serve from the newest published state.
+    pub(crate) reads: Vec<Box<dyn ReadSink>>,
+    /// Members to send a snapshot to, and the message that begins it.
+    pub(crate) snapshots: Vec<(u64, Message)>,
+    pub(crate) fetches: Vec<Fetch>,
+    /// The log below this position is not needed any more.
+    pub(crate) release: Option<Lsn>,
+    /// A store that was loaded in vain.
+    pub(crate) discard: Vec<LoadedStore>,
+}
+
+impl Output {
+    pub(crate) fn send(&mut self, message: &Message) {
+        let bytes = wire::encode(message);
+        match self.messages.iter_mut().find(|(to, _)| *to == message.to) {
+            Some((_, messages)) => messages.push(bytes),
+            None => self.messages.push((message.to, vec![bytes])),
+        }
+    }
+}

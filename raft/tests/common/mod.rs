@@ -1,0 +1,397 @@
+//! Nodes in one process, with a network of function calls.
+#![allow(dead_code, unreachable_pub)] // each test binary uses its part
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use varve_engine::backend::memory::Memory;
+use varve_engine::backend::{
+    Applied, Backend, BackendError, Batch, CheckReport, Direction, MAX_TREES, Read, Snapshot,
+    Stats, TreeId,
+};
+use varve_engine::disk::{Disk, SimDisk};
+use varve_engine::mvcc::{Reply, View};
+use varve_raft::{
+    Completion, Config, InitialCluster, Node, NodeHandle, Proposal, ReadSink, ReplySink,
+    SnapshotStream, StoreOpener, Transport, push_command,
+};
+use varve_types::{ApiError, Command, CompactionRequest, KeyRange, PutRequest};
+
+/// How long a test waits for anything.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An engine whose stores survive the node as of their last checkpoint.
+#[derive(Clone, Default)]
+pub struct TestStores(Arc<Mutex<HashMap<PathBuf, Arc<Mutex<Option<Arc<dyn Snapshot>>>>>>>);
+
+struct TestStore {
+    memory: Memory,
+    checkpoint: Arc<Mutex<Option<Arc<dyn Snapshot>>>>,
+}
+
+impl TestStores {
+    pub fn opener(&self, disk: Arc<dyn Disk>) -> StoreOpener {
+        let stores = self.clone();
+        Arc::new(move |path: &Path| {
+            // The file stands for the store, so that it can be found and removed.
+            disk.open(path, varve_engine::disk::OpenMode::Create)
+                .map_err(|error| BackendError::Other {
+                    engine: "test",
+                    message: error.to_string(),
+                })?;
+            let slot = stores
+                .0
+                .lock()
+                .unwrap()
+                .entry(path.to_owned())
+                .or_default()
+                .clone();
+            let memory = Memory::new();
+            if let Some(snapshot) = &*slot.lock().unwrap() {
+                copy(&**snapshot, &memory)?;
+            }
+            Ok(Arc::new(TestStore {
+                memory,
+                checkpoint: slot,
+            }) as Arc<dyn Backend>)
+        })
+    }
+}
+
+fn copy(from: &dyn Snapshot, to: &Memory) -> Result<(), BackendError> {
+    let mut batch = to.begin()?;
+    for tree in 0..MAX_TREES as u8 {
+        let mut failed = None;
+        from.scan(
+            TreeId(tree),
+            (Bound::Unbounded, Bound::Unbounded),
+            Direction::Forward,
+            &mut |key, value| {
+                failed = batch.put(TreeId(tree), key, value).err();
+                std::ops::ControlFlow::Continue(())
+            },
+        )?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+    }
+    batch.publish(from.applied())
+}
+
+impl Backend for TestStore {
+    fn name(&self) -> &'static str {
+        "test"
+    }
+    fn snapshot(&self) -> Result<Arc<dyn Snapshot>, BackendError> {
+        self.memory.snapshot()
+    }
+    fn begin(&self) -> Result<Box<dyn Batch + '_>, BackendError> {
+        self.memory.begin()
+    }
+    fn checkpoint(&self) -> Result<Applied, BackendError> {
+        let snapshot = self.memory.snapshot()?;
+        let applied = snapshot.applied();
+        *self.checkpoint.lock().unwrap() = Some(snapshot);
+        Ok(applied)
+    }
+    fn durable(&self) -> Applied {
+        self.checkpoint
+            .lock()
+            .unwrap()
+            .as_ref()
+            .map_or(Applied::default(), |s| s.applied())
+    }
+    fn stats(&self) -> Stats {
+        self.memory.stats()
+    }
+    fn check(&self) -> Result<CheckReport, BackendError> {
+        self.memory.check()
+    }
+}
+
+/// Carries messages by calling the other node.
+#[derive(Clone, Default)]
+pub struct Network(Arc<Mutex<NetworkState>>);
+
+#[derive(Default)]
+struct NetworkState {
+    nodes: HashMap<u64, NodeHandle>,
+    cut: HashSet<u64>,
+}
+
+impl Network {
+    pub fn cut(&self, id: u64) {
+        self.0.lock().unwrap().cut.insert(id);
+    }
+    pub fn heal(&self, id: u64) {
+        self.0.lock().unwrap().cut.remove(&id);
+    }
+    fn reach(&self, from: u64, to: u64) -> Option<NodeHandle> {
+        let state = self.0.lock().unwrap();
+        let is_cut = state.cut.contains(&from) || state.cut.contains(&to);
+        state.nodes.get(&to).filter(|_| !is_cut).cloned()
+    }
+}
+
+struct Link {
+    from: u64,
+    network: Network,
+}
+
+impl Transport for Link {
+    fn send(&mut self, to: u64, messages: Vec<Bytes>) {
+        if let Some(node) = self.network.reach(self.from, to) {
+            for message in messages {
+                node.peer_message(self.from, message);
+            }
+        }
+    }
+    fn send_snapshot(&mut self, to: u64, mut stream: Box<dyn SnapshotStream>) {
+        let Some(node) = self.network.reach(self.from, to) else {
+            return stream.finished(false);
+        };
+        let from = self.from;
+        std::thread::spawn(move || {
+            let mut receiver = node.snapshot_receiver(from);
+            while let Some(chunk) = stream.next_chunk() {
+                if receiver.chunk(&chunk.bytes).is_err() {
+                    break;
+                }
+                if chunk.is_last {
+                    return stream.finished(receiver.finish().is_ok());
+                }
+            }
+            stream.finished(false);
+        });
+    }
+}
+
+/// Some members, each with a disk of its own.
+pub struct Cluster {
+    pub network: Network,
+    pub members: BTreeMap<String, Member>,
+    initial: InitialCluster,
+}
+
+pub struct Member {
+    pub node: Option<Node>,
+    pub disk: SimDisk,
+    pub stores: TestStores,
+    pub config: Config,
+}
+
+impl Cluster {
+    pub fn start(size: usize, adjust: impl Fn(&mut Config)) -> Self {
+        let url = |i: usize| format!("http://10.0.0.{}:2380", i + 1);
+        let list: Vec<String> = (0..size).map(|i| format!("n{i}={}", url(i))).collect();
+        let initial = InitialCluster::parse(&list.join(",")).unwrap();
+        let mut cluster = Self {
+            network: Network::default(),
+            members: BTreeMap::new(),
+            initial,
+        };
+        for i in 0..size {
+            let (disk, stores) = (SimDisk::new(), TestStores::default());
+            let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+            let mut config = Config::new("/data", shared.clone(), stores.opener(shared));
+            config.name = format!("n{i}");
+            config.advertise_peer_urls = vec![url(i)];
+            config.initial_cluster = cluster.initial.clone();
+            config.heartbeat_interval = Duration::from_millis(20);
+            config.election_timeout = Duration::from_millis(200);
+            config.wal_segment_bytes = 1 << 20;
+            adjust(&mut config);
+            let name = config.name.clone();
+            cluster.members.insert(
+                name.clone(),
+                Member {
+                    node: None,
+                    disk,
+                    stores,
+                    config,
+                },
+            );
+            cluster.boot(&name);
+        }
+        cluster
+    }
+
+    pub fn boot(&mut self, name: &str) {
+        let config = self.members[name].config.clone();
+        let id = self.id(name);
+        let link = Box::new(Link {
+            from: id,
+            network: self.network.clone(),
+        });
+        let node = Node::start(config, link, Box::new(())).unwrap();
+        self.network
+            .0
+            .lock()
+            .unwrap()
+            .nodes
+            .insert(id, node.handle().clone());
+        self.members.get_mut(name).unwrap().node = Some(node);
+    }
+
+    fn id(&self, name: &str) -> u64 {
+        let membership = self.initial.membership("etcd-cluster").unwrap();
+        membership.members().find(|m| m.name == name).unwrap().id
+    }
+
+    /// Stops a member without a checkpoint, as far as its disk is concerned, by a
+    /// power loss.
+    pub fn crash(&mut self, name: &str, seed: u64) {
+        let id = self.id(name);
+        self.network.0.lock().unwrap().nodes.remove(&id);
+        let member = self.members.get_mut(name).unwrap();
+        let disk = member.disk.crash_now(seed);
+        let checkpoints: HashMap<_, _> = {
+            let stores = member.stores.0.lock().unwrap();
+            stores
+                .iter()
+                .map(|(path, slot)| {
+                    (
+                        path.clone(),
+                        Arc::new(Mutex::new(slot.lock().unwrap().clone())),
+                    )
+                })
+                .collect()
+        };
+        drop(member.node.take());
+        member.stores = TestStores(Arc::new(Mutex::new(checkpoints)));
+        member.disk = disk.clone();
+        let shared: Arc<dyn Disk> = Arc::new(disk);
+        member.config.open_store = member.stores.opener(shared.clone());
+        member.config.disk = shared;
+    }
+
+    pub fn handle(&self, name: &str) -> NodeHandle {
+        self.members[name].node.as_ref().unwrap().handle().clone()
+    }
+
+    pub fn leader(&self) -> String {
+        wait("a leader", || {
+            self.members.iter().find_map(|(name, member)| {
+                let status = member.node.as_ref()?.handle().status();
+                (status.leader == status.member_id).then(|| name.clone())
+            })
+        })
+    }
+
+    /// Waits until all running members have applied as much as the furthest, and
+    /// compares their hashes.
+    pub fn settle(&self) {
+        let running = || self.members.values().filter_map(|m| m.node.as_ref());
+        wait("equal applied indexes", || {
+            let mut indexes = running().map(|node| node.handle().view().applied().index);
+            let first = indexes.next()?;
+            indexes.all(|index| index == first).then_some(())
+        });
+        let hashes: HashSet<u128> = running().map(|node| node.handle().view().hash()).collect();
+        assert_eq!(hashes.len(), 1);
+    }
+}
+
+pub fn wait<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = ready() {
+            return value;
+        }
+        assert!(Instant::now() < end, "timed out waiting for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+struct Reply1(Sender<Result<Completion, ApiError>>);
+
+impl ReplySink for Reply1 {
+    fn complete(self: Box<Self>, completion: Completion) {
+        let _ = self.0.send(Ok(completion));
+    }
+    fn refuse(self: Box<Self>, error: ApiError) {
+        let _ = self.0.send(Err(error));
+    }
+}
+
+struct Read1(Sender<Result<Arc<View>, ApiError>>);
+
+impl ReadSink for Read1 {
+    fn ready(self: Box<Self>, view: Arc<View>, _term: u64) {
+        let _ = self.0.send(Ok(view));
+    }
+    fn refuse(self: Box<Self>, error: ApiError) {
+        let _ = self.0.send(Err(error));
+    }
+}
+
+/// Proposes commands and returns where the answer will come.
+pub fn propose(
+    node: &NodeHandle,
+    commands: &[Command<'_>],
+) -> Receiver<Result<Completion, ApiError>> {
+    let mut bytes = Vec::new();
+    for command in commands {
+        let mut body = Vec::new();
+        command.encode_body(&mut body);
+        push_command(&mut bytes, command.opcode(), &body);
+    }
+    let (sender, receiver) = channel();
+    let count = commands.len() as u32;
+    node.propose(Proposal {
+        commands: bytes.into(),
+        count,
+        sink: Box::new(Reply1(sender)),
+    });
+    receiver
+}
+
+pub fn command<'a>(key: &'a [u8], value: &'a [u8]) -> Command<'a> {
+    Command::Put(PutRequest {
+        key,
+        value,
+        ..PutRequest::default()
+    })
+}
+
+/// Puts and waits for the answer.
+pub fn put(node: &NodeHandle, key: &[u8], value: &[u8]) -> Result<Reply, ApiError> {
+    let answer = propose(node, &[command(key, value)])
+        .recv_timeout(PATIENCE)
+        .unwrap();
+    answer.map(|mut completion| completion.replies.remove(0))
+}
+
+/// Puts until it works.
+pub fn put_for_sure(node: &NodeHandle, key: &[u8], value: &[u8]) -> Reply {
+    wait("a put", || put(node, key, value).ok())
+}
+
+pub fn compact(node: &NodeHandle, revision: i64) {
+    let request = CompactionRequest {
+        revision,
+        physical: false,
+    };
+    let answer = propose(node, &[Command::Compaction(request)]);
+    answer.recv_timeout(PATIENCE).unwrap().unwrap();
+}
+
+/// A view for a linearizable read.
+pub fn read(node: &NodeHandle) -> Result<Arc<View>, ApiError> {
+    let (sender, receiver) = channel();
+    node.read(Box::new(Read1(sender)));
+    receiver.recv_timeout(PATIENCE).unwrap()
+}
+
+pub fn value(view: &View, key: &[u8]) -> Option<Vec<u8>> {
+    view.get(key, |kv| kv.value.to_vec()).unwrap()
+}
+
+pub fn keys(view: &View) -> i64 {
+    view.count(KeyRange::new(b"\0", b"\0"), 0).unwrap()
+}
