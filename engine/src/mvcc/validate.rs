@@ -17,6 +17,7 @@ use super::options::Limits;
 pub const MAX_KEY_BYTES: usize = 1920;
 
 const _: () = assert!(MAX_KEY_BYTES <= varve_types::MAX_KEY_BYTES);
+const _: () = assert!(MAX_KEY_BYTES <= crate::btree::page::MAX_KEY_BYTES);
 
 type Result<T> = std::result::Result<T, ApiError>;
 

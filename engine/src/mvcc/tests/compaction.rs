@@ -1,14 +1,13 @@
 //! Compaction: what it refuses, what it frees, and in what steps.
 
 use std::ops::Bound;
-use std::sync::Arc;
 
 use varve_types::{ApiError, DeleteRangeRequest};
 
 use super::super::{DEAD, LOG};
+use super::engines::Engine;
 use super::{ALL, Bench};
-use crate::backend::memory::Memory;
-use crate::backend::{Backend, TreeId};
+use crate::backend::TreeId;
 
 fn entries(bench: &Bench, tree: TreeId) -> u64 {
     let snapshot = bench.store.backend().snapshot().unwrap();
@@ -117,8 +116,8 @@ fn steps_are_as_small_as_asked() {
 
 #[test]
 fn removal_goes_on_after_a_restart() {
-    let backend: Arc<dyn Backend> = Arc::new(Memory::new());
-    let mut bench = Bench::on(Arc::clone(&backend));
+    let mut engine = Engine::new(crate::btree::NAME);
+    let mut bench = Bench::on(engine.backend());
     for number in 0..30 {
         bench.put("a", "v");
         bench.put(&format!("k{number}"), "v");
@@ -133,7 +132,9 @@ fn removal_goes_on_after_a_restart() {
     let mut restarts = 0;
     loop {
         let more = bench.compact_step(7);
-        bench = Bench::on(Arc::clone(&backend));
+        drop(bench);
+        engine = engine.reopen();
+        bench = Bench::on(engine.backend());
         assert_eq!(bench.view().compaction_pending(), more);
         if !more {
             break;

@@ -1,28 +1,71 @@
-//! The engines that the random tests run on.
+//! The engines that the tests run on.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use crate::backend::Backend;
-use crate::backend::memory::Memory;
+use crate::backend::{Backend, registry};
+use crate::btree;
+use crate::disk::{Disk, SimDisk};
 
-/// An engine with what it keeps between two openings.
+/// An engine with the disk that it keeps its files on.
 pub(super) struct Engine {
+    name: &'static str,
+    disk: SimDisk,
     backend: Arc<dyn Backend>,
 }
 
 impl Engine {
     /// A new, empty one of each kind.
     pub(super) fn all() -> Vec<Self> {
-        let backend: Arc<dyn Backend> = Arc::new(Memory::new());
-        vec![Self { backend }]
+        registry::NAMES.into_iter().map(Self::new).collect()
+    }
+
+    /// A new, empty one.
+    pub(super) fn new(name: &'static str) -> Self {
+        let disk = SimDisk::new();
+        let backend = open(name, &disk);
+        Self {
+            name,
+            disk,
+            backend,
+        }
     }
 
     pub(super) fn backend(&self) -> Arc<dyn Backend> {
         Arc::clone(&self.backend)
     }
 
-    /// Closes and opens it, after a checkpoint where that is needed to keep what it has.
+    /// Closes it after a checkpoint and opens it again from its disk, where it has one.
     pub(super) fn reopen(self) -> Self {
-        self
+        let Self {
+            name,
+            disk,
+            backend,
+        } = self;
+        backend.checkpoint().unwrap();
+        if name == crate::backend::memory::NAME {
+            return Self {
+                name,
+                disk,
+                backend,
+            };
+        }
+        assert_eq!(Arc::strong_count(&backend), 1, "still in use");
+        drop(backend);
+        let backend = open(name, &disk);
+        Self {
+            name,
+            disk,
+            backend,
+        }
     }
+}
+
+fn open(name: &str, disk: &SimDisk) -> Arc<dyn Backend> {
+    let options = registry::Options {
+        btree: btree::Options { map_bytes: 1 << 28 },
+    };
+    let dir = Path::new("/store");
+    disk.create_dir(dir).unwrap();
+    registry::open(name, disk, dir, &options).unwrap()
 }

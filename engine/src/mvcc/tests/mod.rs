@@ -18,11 +18,11 @@ use varve_types::{
     KeyValue, PutRequest, PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
 };
 
+use self::engines::Engine;
 use super::{
     BatchOptions, CommandResponse, CompactBudget, EventLimits, Reply, Result, SnapshotInfo,
     SnapshotSink, SnapshotSource, Store, View,
 };
-use crate::backend::memory::Memory;
 use crate::backend::{Applied, Backend};
 
 /// Every key.
@@ -36,7 +36,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        Self::on(Arc::new(Memory::new()))
+        Self::on(Engine::new(crate::btree::NAME).backend())
     }
 
     fn on(backend: Arc<dyn Backend>) -> Self {

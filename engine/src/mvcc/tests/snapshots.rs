@@ -144,6 +144,26 @@ fn a_store_with_something_in_it_is_no_target() {
 }
 
 #[test]
+fn entries_out_of_order_are_refused() {
+    let bench = filled();
+    let chunks = chunks(&bench, 900);
+    let mut sink = SnapshotSink::new(empty()).unwrap();
+    for chunk in &chunks[..2] {
+        sink.push(chunk).unwrap();
+    }
+    // The entries of the former chunk once more, as if they were the next.
+    let mut again = chunks[1].clone();
+    again[4] = 2;
+    let crc = crc32c::crc32c(&again[4..]).to_le_bytes();
+    again[..4].copy_from_slice(&crc);
+    assert!(matches!(sink.push(&again), Err(MvccError::Snapshot(_))));
+    for chunk in &chunks[2..] {
+        sink.push(chunk).unwrap();
+    }
+    sink.finish().unwrap();
+}
+
+#[test]
 fn a_source_that_lies_about_its_hash_is_refused() {
     let bench = filled();
     let mut chunks = chunks(&bench, 1 << 20);
