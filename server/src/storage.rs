@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use varve_engine::backend::Backend;
 use varve_engine::backend::memory::Memory;
+use varve_engine::backend::{Backend, BackendError};
+use varve_engine::btree::{Btree, Options};
 use varve_engine::disk::psync::PsyncDisk;
 use varve_engine::disk::uring::UringDisk;
 use varve_raft::StoreOpener;
@@ -42,9 +43,14 @@ impl Storage {
 
     /// Opens stores of an engine.
     pub fn opener(&self, engine: Engine) -> StoreOpener {
-        match engine {
-            Engine::Memory => Arc::new(|_: &Path| Ok(Arc::new(Memory::new()) as Arc<dyn Backend>)),
-            Engine::BTree => Arc::new(|_: &Path| Ok(Arc::new(Memory::new()) as Arc<dyn Backend>)),
-        }
+        let disk = Arc::clone(&self.disk);
+        Arc::new(
+            move |path: &Path| -> Result<Arc<dyn Backend>, BackendError> {
+                Ok(match engine {
+                    Engine::BTree => Arc::new(Btree::open(&*disk, path, Options::default())?),
+                    Engine::Memory => Arc::new(Memory::new()),
+                })
+            },
+        )
     }
 }
