@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::ops::{Bound, ControlFlow};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use support::{BATCH, ENGINES, Random, TREE, applied, folder, keys, random_keys, value};
+use support::{BATCH, ENGINES, Random, TREE, applied, folder, keys, open, random_keys, value};
 use varve_engine::backend::{Backend, Direction};
 
 fn put_batch(store: &dyn Backend, keys: &[[u8; 19]], random: &mut Random, index: u64) {
@@ -32,11 +32,11 @@ fn bench_load(criterion: &mut Criterion) {
         .sample_size(10)
         .throughput(Throughput::Elements(keys.len() as u64));
     for engine in ENGINES {
-        group.bench_function(BenchmarkId::from_parameter(engine.name), |bencher| {
+        group.bench_function(BenchmarkId::from_parameter(engine), |bencher| {
             bencher.iter_batched(
                 || {
                     let folder = folder();
-                    ((engine.open)(folder.path()), folder)
+                    (open(engine, folder.path()), folder)
                 },
                 |(store, folder)| {
                     load(&*store, &keys);
@@ -52,12 +52,12 @@ fn bench_loaded(criterion: &mut Criterion) {
     let keys = random_keys(keys());
     for engine in ENGINES {
         let folder = folder();
-        let store = (engine.open)(folder.path());
+        let store = open(engine, folder.path());
         load(&*store, &keys);
         store.checkpoint().expect("checkpoint");
-        bench_get(criterion, engine.name, &*store, &keys);
-        bench_scan(criterion, engine.name, &*store, &keys);
-        bench_update(criterion, engine.name, &*store, &keys);
+        bench_get(criterion, engine, &*store, &keys);
+        bench_scan(criterion, engine, &*store, &keys);
+        bench_update(criterion, engine, &*store, &keys);
         store.check().expect("whole after the measurement");
     }
 }

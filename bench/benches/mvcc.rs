@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::ops::ControlFlow;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use support::{BATCH, ENGINES, Random, applied, folder, keys, random_keys, value};
+use support::{BATCH, ENGINES, Random, applied, folder, keys, open, random_keys, value};
 use varve_engine::mvcc::{BatchOptions, EventLimits, Store, View};
 use varve_types::{Command, KeyRange, PutRequest, RangeRequest};
 
@@ -37,7 +37,7 @@ fn bench_store(criterion: &mut Criterion) {
     let keys = random_keys(keys());
     for engine in ENGINES {
         let folder = folder();
-        let mut store = Store::open((engine.open)(folder.path())).expect("open");
+        let mut store = Store::open(open(engine, folder.path())).expect("open");
         let (mut random, mut index) = (Random(1), 0);
         for _ in 0..VERSIONS {
             for batch in keys.chunks(BATCH) {
@@ -47,12 +47,12 @@ fn bench_store(criterion: &mut Criterion) {
         }
         store.backend().checkpoint().expect("checkpoint");
         let view = store.view();
-        bench_reads(criterion, engine.name, &view, &keys);
+        bench_reads(criterion, engine, &view, &keys);
         drop(view);
 
         let mut group = criterion.benchmark_group("mvcc/put-1000");
         group.throughput(Throughput::Elements(BATCH as u64));
-        group.bench_function(BenchmarkId::from_parameter(engine.name), |bencher| {
+        group.bench_function(BenchmarkId::from_parameter(engine), |bencher| {
             bencher.iter(|| {
                 index += 1;
                 let mut choice = Random(index);

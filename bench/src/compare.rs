@@ -16,60 +16,107 @@ use crate::spawn::{Cluster, varve_binary};
 /// What one target did.
 struct Side {
     runs: Vec<Run>,
-    syncs: Vec<SyncCount>,
+    logs: Vec<LogActivity>,
     verdict: Option<Verdict>,
     violations: u64,
 }
 
-/// How often the logs were synced during a phase of puts.
-struct SyncCount {
-    /// Which phase.
+/// What the members' logs did during a phase of puts.
+struct LogActivity {
     op: &'static str,
-    /// Its clients.
     clients: usize,
+    value_size: usize,
     /// Puts acknowledged, warm-up included.
     puts: u64,
-    /// Syncs of each member's log, in the order of the endpoints.
-    syncs: Vec<f64>,
+    /// Of each member, in the order of the endpoints.
+    members: Vec<LogCounters>,
 }
 
-impl SyncCount {
-    /// In a closed loop no sync can cover more writes than there are clients: a
-    /// higher quotient would prove that writes were acknowledged unsynced. With
-    /// several members, a quorum of them must have synced that often.
-    fn puts_per_sync(&self) -> f64 {
-        let mut syncs = self.syncs.clone();
-        syncs.sort_by(|a, b| b.total_cmp(a));
-        let quorum = syncs.len() / 2 + 1;
-        self.puts as f64 / syncs.get(quorum - 1).copied().unwrap_or(0.0)
-    }
-
-    fn is_sound(&self) -> bool {
-        self.puts == 0 || self.puts_per_sync() <= self.clients as f64
-    }
+/// Counters of one member's log, from its `/metrics`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
+struct LogCounters {
+    /// Writes made durable. etcd and Varve have the same name for it.
+    syncs: f64,
+    /// Group commits, where the target counts them.
+    batches: Option<f64>,
+    /// Bytes of them.
+    bytes: Option<f64>,
 }
 
-/// The counter of log syncs on a target's `/metrics`.
-fn sync_counter(target: TargetKind) -> &'static str {
-    match target {
-        TargetKind::Varve => "varve_wal_sync_duration_seconds_count",
-        TargetKind::Etcd => "etcd_disk_wal_fsync_duration_seconds_count",
-    }
-}
-
-async fn read_syncs(target: TargetKind, endpoints: &[String]) -> Result<Vec<f64>> {
-    let name = sync_counter(target);
-    let mut counts = Vec::with_capacity(endpoints.len());
-    for endpoint in endpoints {
+impl LogCounters {
+    async fn read(endpoint: &str) -> Result<Self> {
+        const SYNCS: &str = "etcd_disk_wal_fsync_duration_seconds_count";
         let (_, page) = http::get(endpoint, "/metrics")
             .await
             .map_err(|what| BenchError::target(endpoint, what))?;
-        let count = http::samples(&page).get(name).copied();
-        counts.push(
-            count.ok_or_else(|| BenchError::target(endpoint, format!("/metrics has no {name}")))?,
-        );
+        let samples = http::samples(&page);
+        let sample = |name: &str| samples.get(name).copied();
+        Ok(Self {
+            syncs: sample(SYNCS)
+                .ok_or_else(|| BenchError::target(endpoint, format!("/metrics has no {SYNCS}")))?,
+            batches: sample("varve_wal_batch_records_count"),
+            bytes: sample("varve_wal_batch_bytes_sum"),
+        })
     }
-    Ok(counts)
+
+    async fn read_all(endpoints: &[String]) -> Result<Vec<Self>> {
+        let mut all = Vec::with_capacity(endpoints.len());
+        for endpoint in endpoints {
+            all.push(Self::read(endpoint).await?);
+        }
+        Ok(all)
+    }
+
+    fn since(self, before: Self) -> Self {
+        let difference = |after: Option<f64>, before: Option<f64>| Some(after? - before?);
+        Self {
+            syncs: self.syncs - before.syncs,
+            batches: difference(self.batches, before.batches),
+            bytes: difference(self.bytes, before.bytes),
+        }
+    }
+}
+
+impl LogActivity {
+    /// The value that a quorum of members reaches.
+    fn quorum(&self, counter: impl Fn(&LogCounters) -> Option<f64>) -> Option<f64> {
+        let mut values: Vec<f64> = self.members.iter().filter_map(counter).collect();
+        values.sort_by(|a, b| b.total_cmp(a));
+        values.get(self.members.len() / 2).copied()
+    }
+
+    fn puts_per_sync(&self) -> f64 {
+        let syncs = self.quorum(|member| Some(member.syncs));
+        self.puts as f64 / syncs.unwrap_or(0.0)
+    }
+
+    /// What would prove that a write was acknowledged before it was synced:
+    ///
+    /// - more puts than clients to a sync: in a closed loop a client's next write
+    ///   is sent after the last was acknowledged, so no sync covers two of one client;
+    /// - a group commit without a sync;
+    /// - fewer bytes in the log than the values have.
+    fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if self.puts > 0 && self.puts_per_sync() > self.clients as f64 {
+            faults.push("more puts to a sync than there are clients".to_owned());
+        }
+        for (index, member) in self.members.iter().enumerate() {
+            // One may fall between the reading of the two counters.
+            if let Some(batches) = member.batches
+                && batches > member.syncs + 1.0
+            {
+                let (name, syncs) = (index + 1, member.syncs);
+                faults.push(format!("{batches} group commits of n{name}, {syncs} syncs"));
+            }
+        }
+        if let Some(bytes) = self.quorum(|member| member.bytes)
+            && bytes < (self.puts * self.value_size as u64) as f64
+        {
+            faults.push(format!("only {bytes} bytes in the log"));
+        }
+        faults
+    }
 }
 
 /// `varve-bench compare`; whether nothing was lost or wrong.
@@ -96,9 +143,9 @@ pub(crate) async fn run(args: CompareArgs) -> Result<bool> {
     let mut sound = true;
     for (target, side) in [(TargetKind::Etcd, &etcd), (TargetKind::Varve, &varve)] {
         sound &= side.violations == 0 && side.runs.iter().all(|run| run.ops > 0);
-        for count in &side.syncs {
-            print_syncs(target, count);
-            sound &= count.is_sound();
+        for log in &side.logs {
+            print_log(target, log);
+            sound &= log.faults().is_empty();
         }
         if let Some(verdict) = &side.verdict {
             report::print_verdict(target.name(), verdict);
@@ -111,9 +158,9 @@ pub(crate) async fn run(args: CompareArgs) -> Result<bool> {
         parameters["etcd_version"] = json!(etcd_version(&args.etcd));
         let mut document = report::document(&machine, parameters, &runs);
         document["comparison"] = comparison;
-        document["syncs"] = json!({
-            "etcd": syncs_json(&etcd.syncs),
-            "varve": syncs_json(&varve.syncs),
+        document["wal"] = json!({
+            "etcd": logs_json(&etcd.logs),
+            "varve": logs_json(&varve.logs),
         });
         document["sound"] = json!(sound);
         report::write_json(path, &document)?;
@@ -143,22 +190,23 @@ async fn measure(target: TargetKind, binary: &Path, args: &CompareArgs) -> Resul
     }
     let mut side = Side {
         runs: Vec::new(),
-        syncs: Vec::new(),
+        logs: Vec::new(),
         verdict: None,
         violations: 0,
     };
     for (op, shape) in plan {
         session.settle().await?;
-        let before = read_syncs(target, &cluster.endpoints()).await?;
+        let before = LogCounters::read_all(&cluster.endpoints()).await?;
         let counts = session.measure(op, &shape).await?;
-        let after = read_syncs(target, &cluster.endpoints()).await?;
+        let after = LogCounters::read_all(&cluster.endpoints()).await?;
         cluster.check_alive()?;
         if op == OpMix::Put {
-            side.syncs.push(SyncCount {
+            side.logs.push(LogActivity {
                 op: op.name(),
                 clients: shape.clients,
+                value_size: shape.value_size,
                 puts: counts.completed,
-                syncs: after.iter().zip(&before).map(|(a, b)| a - b).collect(),
+                members: after.iter().zip(before).map(|(a, b)| a.since(b)).collect(),
             });
         }
         side.violations += counts.violations;
@@ -208,34 +256,46 @@ fn print_ratios(etcd: &[Run], varve: &[Run]) -> Value {
     json!(comparison)
 }
 
-fn print_syncs(target: TargetKind, count: &SyncCount) {
-    let syncs: Vec<String> = count.syncs.iter().map(|syncs| grouped(*syncs)).collect();
-    let judgement = if count.is_sound() {
-        "no more than clients, as it must be when each waits for its sync"
-    } else {
-        "MORE THAN CLIENTS: writes were acknowledged unsynced"
+fn print_log(target: TargetKind, log: &LogActivity) {
+    let each = |counter: &dyn Fn(&LogCounters) -> Option<f64>| {
+        let values: Option<Vec<String>> = log
+            .members
+            .iter()
+            .map(|member| counter(member).map(grouped))
+            .collect();
+        values.map(|values| values.join(" / "))
     };
-    println!(
-        "{} {}, {} clients: {} acknowledged in {} WAL syncs (by member), {:.1} a sync: {judgement}",
+    let mut line = format!(
+        "{} {}, {} clients: {} acknowledged, {} WAL syncs",
         target.name(),
-        count.op,
-        count.clients,
-        grouped(count.puts as f64),
-        syncs.join(" / "),
-        count.puts_per_sync(),
+        log.op,
+        log.clients,
+        grouped(log.puts as f64),
+        each(&|member| Some(member.syncs)).unwrap_or_default(),
     );
+    if let Some(batches) = each(&|member| member.batches) {
+        line.push_str(&format!(" for {batches} group commits"));
+    }
+    line.push_str(&format!(" ({:.1} puts a sync): ", log.puts_per_sync()));
+    let faults = log.faults();
+    if faults.is_empty() {
+        line.push_str("each write was synced before its answer");
+    } else {
+        line.push_str(&format!("NOT SYNCED FIRST: {}", faults.join("; ")));
+    }
+    println!("{line}");
 }
 
-fn syncs_json(counts: &[SyncCount]) -> Value {
-    counts
-        .iter()
-        .map(|count| {
+fn logs_json(logs: &[LogActivity]) -> Value {
+    logs.iter()
+        .map(|log| {
             json!({
-                "op": count.op,
-                "clients": count.clients,
-                "acknowledged": count.puts,
-                "wal_syncs": count.syncs,
-                "acknowledged_per_sync": count.puts_per_sync(),
+                "op": log.op,
+                "clients": log.clients,
+                "acknowledged": log.puts,
+                "members": log.members,
+                "acknowledged_per_sync": log.puts_per_sync(),
+                "faults": log.faults(),
             })
         })
         .collect()
@@ -257,17 +317,41 @@ fn etcd_version(binary: &Path) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn syncs_must_keep_up_with_puts() {
-        let count = |syncs: &[f64]| SyncCount {
+    fn activity(members: &[(f64, Option<f64>, Option<f64>)]) -> LogActivity {
+        LogActivity {
             op: "put",
             clients: 10,
+            value_size: 256,
             puts: 100,
-            syncs: syncs.to_vec(),
+            members: members
+                .iter()
+                .map(|&(syncs, batches, bytes)| LogCounters {
+                    syncs,
+                    batches,
+                    bytes,
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn syncs_must_keep_up_with_puts() {
+        let syncs = |syncs: &[f64]| {
+            let members: Vec<_> = syncs.iter().map(|syncs| (*syncs, None, None)).collect();
+            activity(&members).faults().len()
         };
-        assert!(count(&[10.0]).is_sound());
-        assert!(!count(&[9.0]).is_sound());
-        assert!(count(&[10.0, 2.0, 11.0]).is_sound(), "a quorum synced");
-        assert!(!count(&[10.0, 2.0, 3.0]).is_sound(), "only one did");
+        assert_eq!(syncs(&[10.0]), 0);
+        assert_eq!(syncs(&[9.0]), 1);
+        assert_eq!(syncs(&[10.0, 2.0, 11.0]), 0, "a quorum synced");
+        assert_eq!(syncs(&[10.0, 2.0, 3.0]), 1, "only one did");
+        assert_eq!(syncs(&[0.0]), 1, "never");
+    }
+
+    #[test]
+    fn every_batch_must_be_synced_and_hold_the_values() {
+        let faults = |batches, bytes| activity(&[(20.0, Some(batches), Some(bytes))]).faults();
+        assert!(faults(20.0, 40_000.0).is_empty());
+        assert_eq!(faults(22.0, 40_000.0).len(), 1);
+        assert_eq!(faults(20.0, 25_000.0).len(), 1);
     }
 }

@@ -11,7 +11,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tempfile::TempDir;
-use varve_engine::backend::{Applied, Backend, TreeId, memory::Memory};
+use varve_engine::backend::{self, Applied, Backend, TreeId};
+use varve_engine::disk;
 
 /// Bytes of a value, as in the targets.
 pub(crate) const VALUE_BYTES: usize = 256;
@@ -20,19 +21,15 @@ pub(crate) const BATCH: usize = 1000;
 /// Where the engines' own suites put everything.
 pub(crate) const TREE: TreeId = TreeId(1);
 
-/// An engine to measure.
-pub(crate) struct Engine {
-    /// Its name.
-    pub(crate) name: &'static str,
-    /// Opens an empty store in a folder.
-    pub(crate) open: fn(&Path) -> Arc<dyn Backend>,
-}
+/// The engines to measure, side by side.
+pub(crate) const ENGINES: &[&str] = &backend::NAMES;
 
-/// All of them, side by side.
-pub(crate) const ENGINES: &[Engine] = &[Engine {
-    name: "memory",
-    open: |_| Arc::new(Memory::new()),
-}];
+/// Opens an empty store of an engine in a folder.
+pub(crate) fn open(engine: &str, folder: &Path) -> Arc<dyn Backend> {
+    let disk = disk::open_default().disk;
+    backend::open(engine, &*disk, folder, &backend::Options::default())
+        .expect("a new store can be opened")
+}
 
 /// Number of keys.
 pub(crate) fn keys() -> usize {
