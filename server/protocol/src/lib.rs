@@ -8,6 +8,7 @@
 
 mod error;
 mod frame;
+pub mod fuzz;
 mod message;
 pub mod opcode;
 pub mod peer;

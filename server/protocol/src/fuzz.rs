@@ -1,0 +1,227 @@
+//! What the fuzz target and the mutation test run: decoding of arbitrary bytes.
+
+use varve_types::{
+    ApiError, Compare, CompareResult, CompareTarget, DeleteRangeResponse, Event, EventKind,
+    KeyValue, PutRequest, PutResponse, RangeRequest, RangeResponse, Reader, RequestOp,
+    ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
+};
+
+use crate::peer::{self, MessagesWriter, PeerFrame, PeerHello, Refusal, SnapshotBegin};
+use crate::{
+    Decoder, Empty, Flags, FrameError, HashKvResponse, HelloResponse, Member, MemberListResponse,
+    Request, StatusResponse, Step, WatchRequest, WatchResponse, WireError, decode_reply,
+    encode_error, encode_frame, encode_reply, encode_watch, opcode,
+};
+
+/// Longest body that the run accepts, in bytes.
+const LIMIT: usize = 64 * 1024;
+
+/// Decodes `input` as a stream of frames, whole and in two pieces, and each body as every message
+/// there is. Returns how many frames there were.
+///
+/// # Panics
+///
+/// If a frame is read differently when the stream arrives in pieces, or does not encode back to
+/// the bytes it came from, or if a request does not survive encoding.
+pub fn decode_stream(input: &[u8]) -> usize {
+    let whole = frames(&[input]);
+    let cut = input
+        .first()
+        .map_or(0, |byte| usize::from(*byte))
+        .min(input.len());
+    let pieces = frames(&[&input[..cut], &input[cut..]]);
+    assert_eq!(whole, pieces, "the stream reads differently in pieces");
+    whole.0
+}
+
+/// Frames read, and the error that ended it.
+fn frames(pieces: &[&[u8]]) -> (usize, Option<FrameError>) {
+    let mut decoder = Decoder::new(LIMIT);
+    let mut pending = Vec::new();
+    let mut count = 0;
+    for piece in pieces {
+        pending.extend_from_slice(piece);
+        let mut at = 0;
+        loop {
+            match decoder.step(&pending[at..]) {
+                Ok(Step::Frame(frame, used)) => {
+                    let mut again = Vec::new();
+                    let header = frame.header;
+                    encode_frame(
+                        &mut again,
+                        header.opcode,
+                        header.flags,
+                        header.request_id,
+                        |out| out.extend_from_slice(frame.body),
+                    );
+                    assert_eq!(again, pending[at..at + used]);
+                    decode_body(header.opcode, frame.body);
+                    count += 1;
+                    at += used;
+                }
+                Ok(Step::TooLarge(_, used) | Step::Skipped(used)) => {
+                    assert!(used > 0, "the decoder stands still");
+                    at += used;
+                }
+                Ok(Step::NeedMore(total)) => {
+                    assert!(total > pending.len() - at, "asks for what it has");
+                    assert!(
+                        total <= crate::HEADER_SIZE + LIMIT,
+                        "buffers over the limit"
+                    );
+                    break;
+                }
+                Err(error) => return (count, Some(error)),
+            }
+        }
+        pending.drain(..at);
+    }
+    (count, None)
+}
+
+/// Reads a body as every message there is; none may panic.
+pub fn decode_body(opcode: u8, body: &[u8]) {
+    if let Ok(request) = Request::decode(opcode, body) {
+        let mut again = Vec::new();
+        request.encode(&mut again);
+        assert_eq!(Request::decode(opcode, &again), Ok(request));
+    }
+    if let Ok(PeerFrame::Messages(messages)) = PeerFrame::decode(opcode, body) {
+        let announced = messages.size_hint().0;
+        assert_eq!(messages.count(), announced);
+    }
+    let mut reader = Reader::new(body);
+    if let Ok(error) = WireError::decode(&mut reader) {
+        let mut again = Vec::new();
+        error.encode(&mut again);
+        assert_eq!(WireError::decode(&mut Reader::new(&again)), Ok(error));
+    }
+    macro_rules! replies {
+        ($($reply:ty),+ $(,)?) => {
+            $(if let Ok((header, reply)) = decode_reply::<$reply>(body) {
+                let mut again = Vec::new();
+                ResponseHeader::encode(&header, &mut again);
+                reply.encode(&mut again);
+                assert_eq!(decode_reply::<$reply>(&again), Ok((header, reply)));
+            })+
+        };
+    }
+    replies!(
+        Empty,
+        RangeResponse,
+        PutResponse,
+        DeleteRangeResponse,
+        TxnResponse,
+        HelloResponse,
+        StatusResponse,
+        HashKvResponse,
+        MemberListResponse,
+        WatchResponse,
+    );
+}
+
+/// A stream of valid frames of many kinds, to start from.
+pub fn corpus() -> Vec<u8> {
+    let mut out = Vec::new();
+    let (key, range_end, value) = (&b"key"[..], &b"kez"[..], &b"value"[..]);
+    let put = PutRequest {
+        key,
+        value,
+        ..PutRequest::default()
+    };
+    let range = RangeRequest {
+        key,
+        range_end,
+        ..RangeRequest::default()
+    };
+    let txn = TxnRequest {
+        compare: vec![Compare {
+            result: CompareResult::Equal,
+            target: CompareTarget::Value(value),
+            key,
+            range_end,
+        }],
+        success: vec![
+            RequestOp::Put(put),
+            RequestOp::Txn(TxnRequest {
+                success: vec![RequestOp::Range(range)],
+                ..TxnRequest::default()
+            }),
+        ],
+        failure: vec![RequestOp::Range(range)],
+    };
+    let watch = WatchRequest {
+        key,
+        range_end,
+        ..WatchRequest::default()
+    };
+    let requests = [
+        Request::Put(put),
+        Request::Range(range),
+        Request::Txn(txn),
+        Request::Watch(watch),
+    ];
+    for (id, request) in (1..).zip(&requests) {
+        encode_frame(&mut out, request.opcode(), Flags::NONE, id, |out| {
+            request.encode(out);
+        });
+    }
+    let header = ResponseHeader::default();
+    let kv = KeyValue {
+        key: key.to_vec(),
+        value: value.to_vec(),
+        ..KeyValue::default()
+    };
+    let found = RangeResponse {
+        kvs: vec![kv.clone()],
+        ..RangeResponse::default()
+    };
+    let deleted = DeleteRangeResponse {
+        prev_kvs: vec![kv.clone()],
+        ..DeleteRangeResponse::default()
+    };
+    let done = TxnResponse {
+        succeeded: true,
+        responses: vec![
+            ResponseOp::Range(found.clone()),
+            ResponseOp::DeleteRange(deleted),
+            ResponseOp::Txn(TxnResponse::default()),
+        ],
+    };
+    let members = MemberListResponse {
+        members: vec![Member {
+            name: "one".to_owned(),
+            peer_urls: vec!["http://127.0.0.1:2380".to_owned()],
+            ..Member::default()
+        }],
+    };
+    let status = StatusResponse {
+        errors: vec!["etcdserver: no leader".to_owned()],
+        ..StatusResponse::default()
+    };
+    encode_reply(&mut out, opcode::RANGE, 2, &header, &found);
+    encode_reply(&mut out, opcode::TXN, 3, &header, &done);
+    encode_reply(&mut out, opcode::MEMBER_LIST, 4, &header, &members);
+    encode_reply(&mut out, opcode::STATUS, 5, &header, &status);
+    encode_reply(
+        &mut out,
+        opcode::HASH_KV,
+        6,
+        &header,
+        &HashKvResponse::default(),
+    );
+    encode_error(&mut out, opcode::PUT, 7, &ApiError::NoLeader.into());
+    let events = WatchResponse::Events(vec![Event {
+        kind: EventKind::Delete,
+        prev_kv: Some(kv.clone()),
+        kv,
+    }]);
+    encode_watch(&mut out, 8, &header, &events);
+    peer::encode_hello(&mut out, &PeerHello::default());
+    peer::encode_snapshot_begin(&mut out, &SnapshotBegin::default());
+    peer::encode_refusal(&mut out, &Refusal::Removed { member: 1 });
+    let mut messages = MessagesWriter::new(&mut out);
+    messages.push(|out| out.extend_from_slice(b"raft"));
+    messages.finish();
+    out
+}
