@@ -131,6 +131,24 @@ fn a_map_refuses_what_is_outside() {
 }
 
 #[test]
+fn a_failed_durable_write_says_what_and_where() {
+    for name in NAMES {
+        let disk = by_name(name).unwrap().disk;
+        let file = disk
+            .open_log(Path::new("/dev/full"), OpenMode::Existing)
+            .unwrap();
+        for _ in 0..2 {
+            let error = file
+                .write_durable(&AlignedBuf::zeroed(4096), 8192)
+                .unwrap_err();
+            assert!(error.is_no_space(), "{name}: {error}");
+            let expected = "write /dev/full at offset 8192: No space left on device";
+            assert!(error.to_string().starts_with(expected), "{name}: {error}");
+        }
+    }
+}
+
+#[test]
 fn unknown_disks_are_named() {
     let error = by_name("floppy").unwrap_err().to_string();
     assert_eq!(error, "unknown disk \"floppy\": use uring or psync");

@@ -9,13 +9,13 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 
 use super::segment::{HEADER_BYTES, segment_path, spare_path};
-use super::{Result, WalConfig, WalError, WalStats};
+use super::{Lsn, Result, WalConfig, WalError, WalStats};
 use crate::disk::{AlignedBuf, BLOCK_BYTES, Disk, DiskError, File, OpenMode};
 
 /// Bytes written at a time when filling with zeroes.
@@ -23,7 +23,7 @@ const FILL_BYTES: usize = 1 << 20;
 
 /// Bytes after which filling waits for the disk, so that a group commit beside it
 /// does not queue behind all of it.
-const FILL_SYNC_BYTES: u64 = 4 << 20;
+const FILL_STEP_BYTES: u64 = 4 << 20;
 
 /// A segment ready to get its header.
 pub(super) struct Prepared {
@@ -42,6 +42,8 @@ pub(super) struct Work {
     pub(super) spares: Vec<PathBuf>,
     /// Released segments that are still to go, oldest first.
     pub(super) doomed: VecDeque<(u64, PathBuf)>,
+    /// Set when the log is being closed: a segment need not be finished.
+    pub(super) stop: Arc<AtomicBool>,
 }
 
 impl Work {
@@ -62,7 +64,7 @@ impl Work {
                 file
             }
         };
-        let file_bytes = fill(&*file, self.config.segment_bytes.max(bytes))?;
+        let file_bytes = fill(&*file, self.config.segment_bytes.max(bytes), &self.stop)?;
         self.disk.sync_dir(&self.dir)?;
         Ok(Prepared {
             number,
@@ -108,27 +110,29 @@ fn clear_header(file: &dyn File) -> std::result::Result<(), DiskError> {
 }
 
 /// Grows the file to `bytes` of written zeroes, so that later syncs are of data
-/// only; its length.
-pub(super) fn fill(file: &dyn File, bytes: u64) -> std::result::Result<u64, DiskError> {
+/// only; its length. The length goes up in steps, each after the zeroes before it
+/// are durable, so that an attempt that was broken off is continued by the next.
+fn fill(file: &dyn File, bytes: u64, stop: &AtomicBool) -> Result<u64> {
     let bytes = bytes
         .max(2 * HEADER_BYTES)
         .next_multiple_of(BLOCK_BYTES as u64);
-    let length = file.len()?;
+    let mut length = file.len()?;
     if length >= bytes {
         return Ok(length);
     }
-    file.allocate(length, bytes - length)?;
     let zeroes = AlignedBuf::zeroed(FILL_BYTES.min((bytes - length) as usize));
-    let (mut offset, mut unsynced) = (length, 0);
-    while offset < bytes {
-        let count = (bytes - offset).min(zeroes.len() as u64);
-        file.write_at(&zeroes[..count as usize], offset)?;
-        offset += count;
-        unsynced += count;
-        if unsynced >= FILL_SYNC_BYTES || offset == bytes {
-            file.sync()?;
-            unsynced = 0;
+    while length < bytes {
+        if stop.load(Ordering::Relaxed) {
+            return Err(WalError::Closed);
         }
+        let step_end = bytes.min(length + FILL_STEP_BYTES);
+        file.allocate(length, step_end - length)?;
+        while length < step_end {
+            let count = (step_end - length).min(zeroes.len() as u64);
+            file.write_at(&zeroes[..count as usize], length)?;
+            length += count;
+        }
+        file.sync()?;
     }
     Ok(bytes)
 }
@@ -151,7 +155,11 @@ enum Next {
 /// Does the work itself, or has a thread for it.
 pub(super) struct Keeper {
     next: Next,
+    /// After a failure: the position from which on to try again.
+    retry_at: Lsn,
     stats: Arc<WalStats>,
+    config: WalConfig,
+    stop: Arc<AtomicBool>,
     /// The work, unless the thread has it.
     work: Option<Work>,
     thread: Option<(Sender<Job>, JoinHandle<()>)>,
@@ -159,38 +167,41 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) fn new(work: Work, stats: Arc<WalStats>) -> Result<Self> {
-        if !work.config.prepare_in_background {
-            return Ok(Self {
-                next: Next::None,
-                stats,
-                work: Some(work),
-                thread: None,
-            });
+        let (config, stop) = (work.config.clone(), work.stop.clone());
+        let (mut own, mut thread) = (None, None);
+        if config.prepare_in_background {
+            let (jobs, queue) = unbounded();
+            let dir = work.dir.clone();
+            let handle = std::thread::Builder::new()
+                .name("wal-keeper".into())
+                .spawn(move || run(work, &queue))
+                .map_err(|e| DiskError::io("start a thread for", &dir, 0, e))?;
+            thread = Some((jobs, handle));
+        } else {
+            own = Some(work);
         }
-        let (jobs, queue) = unbounded();
-        let dir = work.dir.clone();
-        let thread = std::thread::Builder::new()
-            .name("wal-keeper".into())
-            .spawn(move || run(work, &queue))
-            .map_err(|e| DiskError::io("start a thread for", &dir, 0, e))?;
         Ok(Self {
             next: Next::None,
+            retry_at: 0,
             stats,
-            work: None,
-            thread: Some((jobs, thread)),
+            config,
+            stop,
+            work: own,
+            thread,
         })
     }
 
-    /// Starts preparing segment `number`, if that is not under way. Failure shows
-    /// in the stats and is tried again by the next call.
-    pub(super) fn prepare_ahead(&mut self, number: u64) {
-        self.poll();
-        if !matches!(self.next, Next::None) {
+    /// Starts preparing segment `number`, if that is not under way; `end` is where
+    /// the log ends now. Failure shows in the stats and is tried again when the log
+    /// is longer by a sixteenth of a segment.
+    pub(super) fn prepare_ahead(&mut self, number: u64, end: Lsn) {
+        self.poll(end);
+        if !matches!(self.next, Next::None) || end < self.retry_at {
             return;
         }
         if let Some(work) = &mut self.work {
             let result = work.prepare(number, 0);
-            self.arrived(result);
+            self.arrived(result, end);
         } else if let Some((jobs, _)) = &self.thread {
             let (reply, receiver) = bounded(1);
             if jobs.send(Job::Prepare { number, reply }).is_ok() {
@@ -199,15 +210,15 @@ impl Keeper {
         }
     }
 
-    fn poll(&mut self) {
+    fn poll(&mut self, end: Lsn) {
         if let Next::Pending(receiver) = &self.next
             && let Ok(result) = receiver.try_recv()
         {
-            self.arrived(result);
+            self.arrived(result, end);
         }
     }
 
-    fn arrived(&mut self, result: Result<Prepared>) {
+    fn arrived(&mut self, result: Result<Prepared>, end: Lsn) {
         self.stats
             .prepare_failed
             .store(u64::from(result.is_err()), Ordering::Relaxed);
@@ -215,6 +226,7 @@ impl Keeper {
             Ok(prepared) => Next::Ready(prepared),
             Err(error) => {
                 tracing::warn!(%error, "the next log segment could not be prepared yet");
+                self.retry_at = end + self.config.segment_bytes / 16;
                 Next::None
             }
         };
@@ -224,7 +236,7 @@ impl Keeper {
     pub(super) fn take(&mut self, number: u64, bytes: u64) -> Result<Prepared> {
         if let Next::Pending(receiver) = &self.next {
             let result = receiver.recv().unwrap_or(Err(WalError::Closed));
-            self.arrived(result);
+            self.arrived(result, 0);
         }
         if matches!(self.next, Next::None) {
             // Once more, now that it cannot wait: this time the error counts.
@@ -246,7 +258,7 @@ impl Keeper {
         match std::mem::replace(&mut self.next, Next::None) {
             Next::Ready(mut prepared) => {
                 // A group that is larger than a segment gets a larger segment.
-                prepared.file_bytes = fill(&*prepared.file, bytes)?;
+                prepared.file_bytes = fill(&*prepared.file, bytes, &self.stop)?;
                 Ok(prepared)
             }
             _ => Err(WalError::Closed),
@@ -268,6 +280,7 @@ impl Keeper {
 impl Drop for Keeper {
     fn drop(&mut self) {
         if let Some((jobs, thread)) = self.thread.take() {
+            self.stop.store(true, Ordering::Relaxed);
             drop(jobs);
             let _ = thread.join();
         }

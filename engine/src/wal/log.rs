@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
@@ -76,6 +76,7 @@ impl Wal {
             config,
             spares: found.spares,
             doomed: VecDeque::new(),
+            stop: Arc::new(AtomicBool::new(false)),
         };
         let (mut segments, mut recovered) = (found.segments, found.recovered);
         if segments.is_empty() {
@@ -107,7 +108,7 @@ impl Wal {
             own: Group::new(),
             active,
         };
-        wal.keeper.prepare_ahead(wal.active.number + 1);
+        wal.keeper.prepare_ahead(wal.active.number + 1, wal.end);
         Ok((wal, recovered))
     }
 
@@ -151,7 +152,7 @@ impl Wal {
         self.stats.batch_records.record(group.records() as u64);
         self.stats.batch_bytes.record(bytes);
         // No more than a look, unless an earlier attempt failed.
-        self.keeper.prepare_ahead(self.active.number + 1);
+        self.keeper.prepare_ahead(self.active.number + 1, self.end);
         Ok(Committed {
             first_lsn,
             end_lsn: self.end,
@@ -164,7 +165,10 @@ impl Wal {
         let crc = group.finish(first_lsn, self.prev_crc, first_lsn);
         let offset = self.active.offset_of(first_lsn);
         let started = Instant::now();
-        group.with_padding(|bytes| self.active.file.write_durable(bytes, offset))?;
+        self.stats.writing.store(1, Ordering::Relaxed);
+        let written = group.with_padding(|bytes| self.active.file.write_durable(bytes, offset));
+        self.stats.writing.store(0, Ordering::Relaxed);
+        written?;
         self.stats
             .sync_us
             .record(started.elapsed().as_micros() as u64);

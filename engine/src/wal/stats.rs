@@ -51,6 +51,9 @@ pub struct WalStats {
     pub syncs: AtomicU64,
     /// Durations of a group's write and sync together, in microseconds.
     pub sync_us: Histogram,
+    /// 1 while a group is being written and synced. If it stays so while `syncs`
+    /// does not move, the disk hangs.
+    pub writing: AtomicU64,
     /// Groups handed in by callers.
     pub groups: AtomicU64,
     /// Records per group commit.
