@@ -49,29 +49,41 @@ pub(super) fn checkpoint(shared: &Shared) -> Result<Applied> {
         let plan = plan.map_err(|error| shared.latch_unless_full(error))?;
         (plan, pager.end())
     };
-    free_map.write(pager, state.number, &keeper.free_map);
-    sync(shared)?;
-
     let meta = Meta {
         sequence: keeper.meta.sequence + 1,
         state,
         end,
         directory: free_map.directory.first().copied().unwrap_or(0),
     };
-    pager
-        .file()
-        .write_at(&meta.encode(), meta.page() * PAGE_BYTES as u64)
-        .map_err(|error| shared.latch(disk_error(error)))?;
-    sync(shared)?;
+    free_map.write(pager, state.number, &keeper.free_map);
+    if let Err(error) = make_durable(shared, &meta) {
+        // The writer is stopped, so nobody takes these pages while the file may
+        // refer to them.
+        give(shared, &free_map.replaced_by(&keeper.free_map));
+        return Err(error);
+    }
 
     let replaced = keeper.free_map.replaced_by(&free_map);
     *keeper = Keeper { meta, free_map };
     shared.set_durable(state.number, state.applied);
-    let mut space = shared.space();
-    for page in replaced {
-        space.give(Extent::one(page));
-    }
+    give(shared, &replaced);
     Ok(state.applied)
+}
+
+/// Syncs what `meta` leads to, and then `meta`.
+fn make_durable(shared: &Shared, meta: &Meta) -> Result<()> {
+    sync(shared)?;
+    let offset = meta.page() * PAGE_BYTES as u64;
+    let written = shared.pager().file().write_at(&meta.encode(), offset);
+    written.map_err(|error| shared.latch(disk_error(error)))?;
+    sync(shared)
+}
+
+fn give(shared: &Shared, pages: &[u64]) {
+    let mut space = shared.space();
+    for page in pages {
+        space.give(Extent::one(*page));
+    }
 }
 
 fn sync(shared: &Shared) -> Result<()> {

@@ -26,7 +26,7 @@ use crate::disk::{DiskError, File, Map};
 /// The file and its map.
 #[derive(Debug)]
 pub(super) struct Pager {
-    file: FileHandle,
+    file: Arc<dyn File>,
     map: Map,
     /// Pages that the map can hold.
     capacity: u64,
@@ -36,14 +36,6 @@ pub(super) struct Pager {
     verified: Box<[AtomicU64]>,
     /// Number of the state that was opened: no page of it is younger.
     opened: u64,
-}
-
-struct FileHandle(Arc<dyn File>);
-
-impl std::fmt::Debug for FileHandle {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.path().fmt(out)
-    }
 }
 
 /// The right to make and change pages; held by the writer of the open batch,
@@ -88,7 +80,7 @@ impl Pager {
         let capacity = (map.reserved_bytes() / PAGE_BYTES) as u64;
         let end = (file.len().map_err(disk_error)? / PAGE_BYTES as u64).min(capacity);
         Ok(Self {
-            file: FileHandle(file),
+            file,
             map,
             capacity,
             end: AtomicU64::new(end),
@@ -98,11 +90,11 @@ impl Pager {
     }
 
     pub(super) fn file(&self) -> &dyn File {
-        &*self.file.0
+        &*self.file
     }
 
     pub(super) fn path(&self) -> &Path {
-        self.file.0.path()
+        self.file.path()
     }
 
     /// Pages that the file has.
@@ -125,7 +117,6 @@ impl Pager {
         }
         let bytes = PAGE_BYTES as u64;
         self.file
-            .0
             .allocate(end * bytes, pages * bytes)
             .map_err(disk_error)?;
         self.end.store(end + pages, Ordering::Release);

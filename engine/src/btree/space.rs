@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use super::bitmap::{Bitmap, CHUNK_PAGES, CHUNK_WORDS, ChunkWords};
 use super::pager::Pager;
-use crate::backend::Result;
+use crate::backend::{BackendError, Result};
 
 /// The file grows by at least this many pages,
 const MIN_GROWTH_PAGES: u64 = 256;
@@ -155,8 +155,12 @@ impl Space {
         let step = (end / GROWTH_PART)
             .clamp(MIN_GROWTH_PAGES, MAX_GROWTH_PAGES)
             .max(pages);
-        // On a nearly full disk, or near the limit, the bare need may still fit.
-        pager.grow(step).or_else(|_| pager.grow(pages))?;
+        let grown = match pager.grow(step) {
+            // On a nearly full disk, or near the limit, the bare need may still fit.
+            Err(error) if step > pages && is_full(&error) => pager.grow(pages),
+            grown => grown,
+        };
+        grown?;
         self.cover(pager.end());
         for page in end..pager.end() {
             self.free.insert(page);
@@ -300,4 +304,10 @@ pub(super) fn has(chunk: &ChunkWords, page: u64) -> bool {
 
 fn count(freed: &[Freed]) -> u64 {
     freed.iter().map(|freed| freed.extent.pages).sum()
+}
+
+/// Whether an error says that the disk, or the reserved range, is full.
+pub(super) fn is_full(error: &BackendError) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error, BackendError::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
 }

@@ -7,7 +7,7 @@ use super::free_map::FreeMap;
 use super::meta::Meta;
 use super::pager::Pager;
 use super::readers::{Publisher, Readers};
-use super::space::{Horizon, Space};
+use super::space::{Horizon, Space, is_full};
 use crate::backend::{Applied, BackendError, Result, Stats};
 
 /// Shared by all handles of one store.
@@ -133,7 +133,7 @@ impl Shared {
     /// nothing was written.
     pub(super) fn latch_unless_full(&self, error: BackendError) -> BackendError {
         match &error {
-            BackendError::Io { source, .. } if !is_full(source) => self.latch(error),
+            BackendError::Io { .. } if !is_full(&error) => self.latch(error),
             _ => error,
         }
     }
@@ -150,9 +150,4 @@ impl Shared {
             pinned_bytes: pinned * page,
         }
     }
-}
-
-fn is_full(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded)
 }
