@@ -140,6 +140,18 @@ impl Applier {
         }
     }
 
+    /// The newest published state.
+    #[cfg(test)]
+    pub(crate) fn view(&self) -> Arc<View> {
+        self.store.view()
+    }
+
+    /// Makes the published state durable; the index it applies to.
+    #[cfg(test)]
+    pub(crate) fn checkpoint(&self) -> Result<u64, RaftError> {
+        Ok(self.store.backend().checkpoint()?.index)
+    }
+
     /// Refuses those who wait for the batch that failed.
     pub(crate) fn abandon(&mut self) {
         for (sink, _) in self.answers.drain(..) {

@@ -220,7 +220,13 @@ fn send_snapshot(
                 .fetch_add(1, Ordering::Relaxed);
             outlets.transport.send_snapshot(to, Box::new(stream));
         }
-        Err(error) => tracing::warn!("snapshot for member {to:x}: {error}"),
+        Err(error) => {
+            tracing::warn!("snapshot for member {to:x}: {error}");
+            let _ = shared.inputs.send(Input::SnapshotSent {
+                to,
+                delivered: false,
+            });
+        }
     }
 }
 

@@ -26,6 +26,8 @@ mod record;
 mod replay;
 mod replica;
 mod shared;
+#[cfg(test)]
+mod sim;
 mod sink;
 mod snapshot;
 mod start;

@@ -379,7 +379,7 @@ impl raft::Storage for RaftLog {
                 return Err(raft::Error::Store(StorageError::LogTemporarilyUnavailable));
             }
             let mut entries = self.read_back(low, cold_end, max_bytes)?;
-            if (entries.len() as u64) == cold_end - low {
+            if cold_end < high && entries.len() as u64 == cold_end - low {
                 let size = |e: &Entry| (e.data.len() + ENTRY_OVERHEAD) as u64;
                 let used: u64 = entries.iter().map(size).sum();
                 if used < max_bytes {

@@ -30,8 +30,9 @@ struct Write {
     hard_state: Option<HardState>,
     messages: Vec<Message>,
     install: Option<LoadedStore>,
-    /// Offset of a marker that begins the log after this index.
-    compacted: Option<(u64, u64)>,
+    /// A marker that begins the log later: its offset, and the position of the
+    /// first entry after it, if there was one.
+    compacted: Option<(u64, Option<Lsn>)>,
 }
 
 /// Log writes and applies that are out.
@@ -114,12 +115,18 @@ impl InFlight {
         self.writes.push_back(write);
     }
 
-    /// Writes a marker and the hard state, so that older ones may go.
-    pub(crate) fn restate(&mut self, marker: &Marker, state: &HardState) -> Result<(), RaftError> {
+    /// Writes a marker and the hard state, so that older ones may go. `first` is
+    /// the position of the first entry after the marker's index, if there is one.
+    pub(crate) fn restate(
+        &mut self,
+        marker: &Marker,
+        first: Option<Lsn>,
+        state: &HardState,
+    ) -> Result<(), RaftError> {
         let mut group = self.group();
         let offset = record::push_marker(&mut group, marker)?;
         record::push_hard_state(&mut group, state)?;
-        let compacted = Some((marker.index, offset));
+        let compacted = Some((offset, first));
         self.submit(
             Write {
                 compacted,
@@ -298,11 +305,9 @@ impl Replica {
             let lsn = committed.first_lsn + offset;
             self.raw.mut_store().set_durable(index, term, lsn);
         }
-        if let Some((index, offset)) = write.compacted {
+        if let Some((offset, first)) = write.compacted {
             let marker = committed.first_lsn + offset;
-            let next = self.raw.store().slot(index + 1).map(|slot| slot.lsn);
-            let keep = next.filter(|lsn| *lsn != 0).unwrap_or(marker).min(marker);
-            self.in_flight.release_lsn = Some(keep);
+            self.in_flight.release_lsn = Some(first.unwrap_or(marker));
         }
         self.completed(write);
         Ok(())

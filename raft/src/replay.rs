@@ -16,7 +16,6 @@ pub(crate) struct Replay {
     cached_bytes: usize,
     cache_limit: usize,
     first: u64,
-    before_term: Option<u64>,
     hard_state: HardState,
     marker: Option<Marker>,
     error: Option<RaftError>,
@@ -38,7 +37,6 @@ impl Replay {
             cached_bytes: 0,
             cache_limit,
             first: 0,
-            before_term: None,
             hard_state: HardState::default(),
             marker: None,
             error: None,
@@ -50,37 +48,25 @@ impl Replay {
         if self.error.is_some() {
             return;
         }
-        let result = record::decode(lsn, kind, Bytes::copy_from_slice(payload))
-            .and_then(|record| self.take(lsn, record));
-        self.error = result.err();
-    }
-
-    fn take(&mut self, lsn: Lsn, record: Record) -> Result<(), RaftError> {
-        match record {
-            Record::HardState(state) => self.hard_state = state,
-            Record::Entry(entry) => self.entry(lsn, entry)?,
-            Record::Marker(marker) => self.marker(lsn, marker)?,
+        match record::decode(lsn, kind, Bytes::copy_from_slice(payload)) {
+            Ok(Record::HardState(state)) => self.hard_state = state,
+            Ok(Record::Entry(entry)) => self.entry(lsn, entry),
+            Ok(Record::Marker(marker)) => self.marker(marker),
+            Err(error) => self.error = Some(error),
         }
-        Ok(())
     }
 
     fn last(&self) -> u64 {
         self.first + self.slots.len() as u64 - 1
     }
 
-    fn entry(&mut self, lsn: Lsn, entry: Entry) -> Result<(), RaftError> {
+    fn entry(&mut self, lsn: Lsn, entry: Entry) {
         let index = entry.index;
-        if self.first == 0 || (index < self.first && self.marker.is_none()) {
-            // Nothing is known of what was before the first segment held.
+        if self.first == 0 || index < self.first || index > self.last() + 1 {
+            // What was between is gone with its segment: a later marker must say
+            // that it may be, which `finish` checks.
             self.slots.clear();
             self.first = index;
-        }
-        if index < self.first || index > self.last() + 1 {
-            return Err(RaftError::Inconsistent(format!(
-                "entry {index} at {lsn} does not continue entries {} to {}",
-                self.first,
-                self.last()
-            )));
         }
         self.slots.truncate((index - self.first) as usize);
         self.cached_bytes += entry.data.len();
@@ -93,38 +79,32 @@ impl Replay {
         if self.cached_bytes > 2 * self.cache_limit {
             self.shed();
         }
-        Ok(())
     }
 
     /// Lets go of old entries; they can be read back.
     fn shed(&mut self) {
         self.cached_bytes = 0;
+        let mut is_full = false;
         for (slot, entry) in self.slots.iter_mut().rev() {
-            if self.cached_bytes + slot.bytes as usize > self.cache_limit {
-                if entry.take().is_none() {
-                    break;
-                }
-            } else {
+            is_full |= self.cached_bytes + slot.bytes as usize > self.cache_limit;
+            if !is_full {
                 self.cached_bytes += slot.bytes as usize;
+            } else if entry.take().is_none() {
+                break; // so are all before it
             }
         }
     }
 
-    fn marker(&mut self, lsn: Lsn, marker: Marker) -> Result<(), RaftError> {
+    fn marker(&mut self, marker: Marker) {
         if marker.reset || self.first == 0 || marker.index >= self.last() {
             self.slots.clear();
-        } else if marker.index + 1 < self.first {
-            return Err(RaftError::Inconsistent(format!(
-                "the marker at {lsn} begins the log after {}, but the first entry is {}",
-                marker.index, self.first
-            )));
-        } else {
+            self.first = marker.index + 1;
+        } else if marker.index >= self.first {
             self.slots.drain(..(marker.index + 1 - self.first) as usize);
+            self.first = marker.index + 1;
         }
-        self.first = marker.index + 1;
-        self.before_term = Some(marker.term);
+        // Else entries after it are gone, as above.
         self.marker = Some(marker);
-        Ok(())
     }
 
     /// The log, if it holds anything; `None` for a new one.
@@ -140,6 +120,12 @@ impl Replay {
                 "it has records but no marker that says where it begins".to_owned(),
             ));
         };
+        if marker.index + 1 != self.first {
+            return Err(RaftError::Inconsistent(format!(
+                "it begins after entry {}, but the next one it holds is {}",
+                marker.index, self.first
+            )));
+        }
         let last = self.first + self.slots.len() as u64 - 1;
         if self.hard_state.commit > last {
             return Err(RaftError::Inconsistent(format!(
@@ -147,9 +133,8 @@ impl Replay {
                 self.hard_state.commit
             )));
         }
-        let before_term = self.before_term.unwrap_or(marker.term);
-        let mut log = RaftLog::new((marker.index, before_term), self.cache_limit, reader);
-        let mut term = before_term;
+        let mut log = RaftLog::new((marker.index, marker.term), self.cache_limit, reader);
+        let mut term = marker.term;
         for (slot, entry) in self.slots {
             if slot.term < term {
                 return Err(RaftError::Inconsistent(format!(

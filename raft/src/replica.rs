@@ -260,6 +260,8 @@ impl Replica {
 
     fn tick(&mut self) {
         self.tick += 1;
+        let timeout = self.election_timeout();
+        self.raw.raft.set_randomized_election_timeout(timeout);
         // While a snapshot is being recorded raft-rs must not stand for election:
         // it would look for entries that the log has already let go.
         if !self.is_recording_snapshot {
@@ -267,6 +269,20 @@ impl Replica {
         }
         self.proposals.expire(self.tick);
         self.reads.expire(self.tick);
+    }
+
+    /// The ticks without a leader after which to stand for election: from one to
+    /// two election timeouts, drawn anew for each election timeout that passes.
+    /// raft-rs would ask the thread's generator; this is a function of the inputs,
+    /// so that a simulated run comes out the same again.
+    fn election_timeout(&self) -> usize {
+        let ticks = self.settings.election_ticks as u64;
+        let mut draw =
+            self.settings.incarnation ^ (self.tick / ticks).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        // The finalizer of splitmix64.
+        draw = (draw ^ (draw >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        draw = (draw ^ (draw >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (ticks + (draw ^ (draw >> 31)) % ticks) as usize
     }
 
     fn peer_message(&mut self, from: u64, bytes: &Bytes) {
@@ -362,6 +378,10 @@ impl Replica {
         let Some(term) = log.term_at(keep_from) else {
             return Ok(());
         };
+        let first = log.slot(keep_from + 1).map(|slot| slot.lsn);
+        if first == Some(0) {
+            return Ok(()); // its position is not known yet; the next checkpoint will do
+        }
         self.raw.mut_store().compact(keep_from);
         let marker = Marker {
             index: keep_from,
@@ -370,7 +390,7 @@ impl Replica {
             reset: false,
             membership: (*self.membership).clone(),
         };
-        self.in_flight.restate(&marker, &self.written_state)
+        self.in_flight.restate(&marker, first, &self.written_state)
     }
 
     fn snapshot_loaded(&mut self, loaded: LoadedStore) {

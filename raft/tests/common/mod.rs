@@ -2,117 +2,25 @@
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ops::Bound;
-use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use varve_engine::backend::memory::Memory;
-use varve_engine::backend::{
-    Applied, Backend, BackendError, Batch, CheckReport, Direction, MAX_TREES, Read, Snapshot,
-    Stats, TreeId,
-};
 use varve_engine::disk::{Disk, SimDisk};
 use varve_engine::mvcc::{Reply, View};
 use varve_raft::{
     Completion, Config, InitialCluster, Node, NodeHandle, Proposal, ReadSink, ReplySink,
-    SnapshotStream, StoreOpener, Transport, push_command,
+    SnapshotStream, Transport, push_command,
 };
 use varve_types::{ApiError, Command, CompactionRequest, KeyRange, PutRequest};
 
+use stores::TestStores;
+
+mod stores;
+
 /// How long a test waits for anything.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// An engine whose stores survive the node as of their last checkpoint.
-#[derive(Clone, Default)]
-pub struct TestStores(Arc<Mutex<HashMap<PathBuf, Arc<Mutex<Option<Arc<dyn Snapshot>>>>>>>);
-
-struct TestStore {
-    memory: Memory,
-    checkpoint: Arc<Mutex<Option<Arc<dyn Snapshot>>>>,
-}
-
-impl TestStores {
-    pub fn opener(&self, disk: Arc<dyn Disk>) -> StoreOpener {
-        let stores = self.clone();
-        Arc::new(move |path: &Path| {
-            // The file stands for the store, so that it can be found and removed.
-            disk.open(path, varve_engine::disk::OpenMode::Create)
-                .map_err(|error| BackendError::Other {
-                    engine: "test",
-                    message: error.to_string(),
-                })?;
-            let slot = stores
-                .0
-                .lock()
-                .unwrap()
-                .entry(path.to_owned())
-                .or_default()
-                .clone();
-            let memory = Memory::new();
-            if let Some(snapshot) = &*slot.lock().unwrap() {
-                copy(&**snapshot, &memory)?;
-            }
-            Ok(Arc::new(TestStore {
-                memory,
-                checkpoint: slot,
-            }) as Arc<dyn Backend>)
-        })
-    }
-}
-
-fn copy(from: &dyn Snapshot, to: &Memory) -> Result<(), BackendError> {
-    let mut batch = to.begin()?;
-    for tree in 0..MAX_TREES as u8 {
-        let mut failed = None;
-        from.scan(
-            TreeId(tree),
-            (Bound::Unbounded, Bound::Unbounded),
-            Direction::Forward,
-            &mut |key, value| {
-                failed = batch.put(TreeId(tree), key, value).err();
-                std::ops::ControlFlow::Continue(())
-            },
-        )?;
-        if let Some(error) = failed {
-            return Err(error);
-        }
-    }
-    batch.publish(from.applied())
-}
-
-impl Backend for TestStore {
-    fn name(&self) -> &'static str {
-        "test"
-    }
-    fn snapshot(&self) -> Result<Arc<dyn Snapshot>, BackendError> {
-        self.memory.snapshot()
-    }
-    fn begin(&self) -> Result<Box<dyn Batch + '_>, BackendError> {
-        self.memory.begin()
-    }
-    fn checkpoint(&self) -> Result<Applied, BackendError> {
-        let snapshot = self.memory.snapshot()?;
-        let applied = snapshot.applied();
-        *self.checkpoint.lock().unwrap() = Some(snapshot);
-        Ok(applied)
-    }
-    fn durable(&self) -> Applied {
-        self.checkpoint
-            .lock()
-            .unwrap()
-            .as_ref()
-            .map_or(Applied::default(), |s| s.applied())
-    }
-    fn stats(&self) -> Stats {
-        self.memory.stats()
-    }
-    fn check(&self) -> Result<CheckReport, BackendError> {
-        self.memory.check()
-    }
-}
 
 /// Carries messages by calling the other node.
 #[derive(Clone, Default)]
@@ -250,20 +158,9 @@ impl Cluster {
         self.network.0.lock().unwrap().nodes.remove(&id);
         let member = self.members.get_mut(name).unwrap();
         let disk = member.disk.crash_now(seed);
-        let checkpoints: HashMap<_, _> = {
-            let stores = member.stores.0.lock().unwrap();
-            stores
-                .iter()
-                .map(|(path, slot)| {
-                    (
-                        path.clone(),
-                        Arc::new(Mutex::new(slot.lock().unwrap().clone())),
-                    )
-                })
-                .collect()
-        };
+        let stores = member.stores.after_power_loss();
         drop(member.node.take());
-        member.stores = TestStores(Arc::new(Mutex::new(checkpoints)));
+        member.stores = stores;
         member.disk = disk.clone();
         let shared: Arc<dyn Disk> = Arc::new(disk);
         member.config.open_store = member.stores.opener(shared.clone());

@@ -1,0 +1,281 @@
+//! One member of a simulated cluster: what the driver's threads would do, one
+//! step at a time.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use raft::eraftpb;
+use varve_engine::disk::{Disk, SimDisk};
+use varve_engine::mvcc::View;
+use varve_engine::wal::{Wal, WalConfig};
+
+use super::stores::TestStores;
+use crate::apply::Applier;
+use crate::config::Config;
+use crate::initial_cluster::InitialCluster;
+use crate::io::{ApplyJob, Input, LogWrite, Output};
+use crate::log;
+use crate::membership;
+use crate::replica::{Replica, Settings};
+use crate::snapshot::{Incoming, LoadedStore, Loading, Outgoing};
+use crate::start;
+use crate::stores::StoreFiles;
+use crate::transport::SnapshotStream;
+
+pub(super) struct Member {
+    id: u64,
+    config: Config,
+    disk: SimDisk,
+    stores: TestStores,
+    boot_seed: u64,
+    pub(super) lives: u64,
+    wal: Wal,
+    pub(super) replica: Replica,
+    applier: Applier,
+    files: StoreFiles,
+    loading: Arc<Loading>,
+    store_number: u64,
+    writes: VecDeque<LogWrite>,
+    jobs: VecDeque<ApplyJob>,
+    /// Index up to which the log is durable, as the simulation knows it.
+    durable_index: u64,
+    pub(super) installed: u64,
+}
+
+impl Member {
+    pub(super) fn new(
+        initial: &InitialCluster,
+        member: &membership::Member,
+        catchup_entries: u64,
+        boot_seed: u64,
+    ) -> Self {
+        let (disk, stores) = (SimDisk::new(), TestStores::default());
+        let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+        let mut config = Config::new("/data", shared.clone(), stores.opener(shared));
+        config.name = member.name.clone();
+        config.advertise_peer_urls = member.peer_urls.clone();
+        config.initial_cluster = initial.clone();
+        config.initial_cluster_token = "sim".to_owned();
+        config.snapshot_catchup_entries = catchup_entries;
+        // So small that entries leave the cache and are read back.
+        config.log_cache_bytes = 4 << 10;
+        Self::boot(config, disk, stores, boot_seed, 0)
+    }
+
+    fn boot(config: Config, disk: SimDisk, stores: TestStores, boot_seed: u64, lives: u64) -> Self {
+        let wal_config = WalConfig {
+            segment_bytes: 64 << 10,
+            prepare_in_background: false,
+            ..WalConfig::default()
+        };
+        let started = start::open(&config, wal_config).unwrap();
+        let id = started.identity.member_id;
+        let settings = Settings {
+            member_id: id,
+            election_ticks: 10,
+            request_timeout_ticks: 70,
+            read_retry_ticks: 5,
+            max_pending_bytes: 1 << 20,
+            max_apply_bytes: 2 << 10,
+            catchup_entries: config.snapshot_catchup_entries,
+            catchup_bytes: 1 << 20,
+            incarnation: boot_seed.wrapping_add(lives.wrapping_mul(0x9E37_79B9_7F4A_7C15)) >> 1,
+        };
+        let applied = started.store.view().applied().index;
+        let reader = started.wal.reader();
+        let durable_index = started.replayed.log.last();
+        let store_number = started.replayed.marker.store;
+        let replica = Replica::new(
+            settings,
+            started.replayed,
+            started.membership.clone(),
+            applied,
+        )
+        .unwrap();
+        let applier = Applier::new(
+            started.store,
+            started.membership,
+            reader,
+            Box::new(()),
+            Arc::default(),
+        );
+        Self {
+            id,
+            config,
+            disk,
+            stores,
+            boot_seed,
+            lives,
+            wal: started.wal,
+            replica,
+            applier,
+            files: started.files,
+            loading: Arc::new(Loading::new(started.next_store)),
+            store_number,
+            writes: VecDeque::new(),
+            jobs: VecDeque::new(),
+            durable_index,
+            installed: 0,
+        }
+    }
+
+    /// Power loss: log writes that had not completed and all since the store's
+    /// last checkpoint are gone.
+    pub(super) fn crash(&mut self, seed: u64) {
+        let disk = self.disk.crash_now(seed);
+        let stores = self.stores.after_power_loss();
+        let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+        let mut config = self.config.clone();
+        config.open_store = stores.opener(shared.clone());
+        config.disk = shared;
+        let installed = self.installed;
+        *self = Self::boot(config, disk, stores, self.boot_seed, self.lives + 1);
+        self.installed = installed;
+    }
+
+    pub(super) fn step(&mut self, input: Input) {
+        self.replica.step(input).unwrap();
+    }
+
+    /// Takes the replica's outputs; returns those that leave the member.
+    pub(super) fn poll(&mut self) -> Output {
+        let mut output = Output::default();
+        self.replica.poll(&mut output).unwrap();
+        self.writes.extend(output.writes.drain(..));
+        self.jobs.extend(output.apply.drain(..));
+        for sink in output.reads.drain(..) {
+            sink.ready(self.applier.view(), 0);
+        }
+        if let Some(lsn) = output.release.take() {
+            self.wal.release(lsn);
+        }
+        for fetch in std::mem::take(&mut output.fetches) {
+            let reader = self.wal.reader();
+            let entries = (fetch.low..)
+                .zip(fetch.positions)
+                .map_while(|(index, lsn)| log::read_entry(&reader, lsn, index).ok())
+                .collect();
+            self.step(Input::Fetched {
+                low: fetch.low,
+                entries,
+            });
+        }
+        for loaded in output.discard.drain(..) {
+            let number = loaded.store_number;
+            drop(loaded);
+            self.files.remove(number).unwrap();
+        }
+        output
+    }
+
+    /// The log writes and syncs the next group.
+    pub(super) fn complete_write(&mut self) {
+        let Some(LogWrite { ticket, mut group }) = self.writes.pop_front() else {
+            return;
+        };
+        let committed = self.wal.commit(&mut group).unwrap();
+        self.step(Input::Persisted {
+            ticket,
+            committed,
+            group,
+        });
+        let log = self.replica.raw.store();
+        let durable = |index: &u64| log.slot(*index).is_some_and(|slot| slot.lsn != 0);
+        self.durable_index = (log.first()..=log.last())
+            .take_while(durable)
+            .last()
+            .unwrap_or(log.first() - 1);
+    }
+
+    /// The applier does its next job; its index and the hash after it.
+    pub(super) fn apply(&mut self) -> Option<(u64, u128)> {
+        let batch = match self.jobs.pop_front()? {
+            ApplyJob::Entries(entries) => {
+                let last = entries.last()?.index;
+                assert!(
+                    last <= self.durable_index,
+                    "entry {last} is applied, but the log is durable to {}",
+                    self.durable_index
+                );
+                self.applier.apply(entries, 0).unwrap()
+            }
+            ApplyJob::Install(loaded) => {
+                let number = loaded.store_number;
+                let (old, batch) = self.applier.install(*loaded);
+                drop(old);
+                self.files.remove(self.store_number).unwrap();
+                self.store_number = number;
+                self.installed += 1;
+                batch
+            }
+        };
+        let hash = self.view().hash();
+        self.step(Input::Applied {
+            index: batch.index,
+            membership: batch.membership,
+        });
+        Some((batch.index, hash))
+    }
+
+    pub(super) fn checkpoint(&mut self) {
+        let index = self.applier.checkpoint().unwrap();
+        self.step(Input::Checkpointed(index));
+    }
+
+    pub(super) fn view(&self) -> Arc<View> {
+        self.applier.view()
+    }
+
+    /// A snapshot for another member.
+    pub(super) fn stream(&self, to: u64, message: eraftpb::Message) -> Stream {
+        let outgoing = Outgoing::new(message, self.view(), Box::new(|_| ())).unwrap();
+        Stream {
+            from: self.id,
+            to,
+            from_life: self.lives,
+            outgoing,
+            incoming: None,
+            loaded: None,
+        }
+    }
+}
+
+/// A snapshot on its way.
+pub(super) struct Stream {
+    pub(super) from: u64,
+    pub(super) to: u64,
+    pub(super) from_life: u64,
+    outgoing: Outgoing,
+    incoming: Option<Incoming>,
+    pub(super) loaded: Option<LoadedStore>,
+}
+
+impl Stream {
+    /// Carries the next part over; at the end, whether it was delivered.
+    pub(super) fn advance(&mut self, to: &Member) -> Option<bool> {
+        let incoming = self.incoming.get_or_insert_with(|| {
+            let applied = to.view().applied().index;
+            Incoming::new(
+                self.from,
+                to.id,
+                applied,
+                to.files.clone(),
+                to.loading.clone(),
+            )
+        });
+        let Some(chunk) = self.outgoing.next_chunk() else {
+            return Some(false);
+        };
+        if incoming.chunk(&chunk.bytes).is_err() {
+            return Some(false);
+        }
+        if !chunk.is_last {
+            return None;
+        }
+        self.loaded = self
+            .incoming
+            .take()
+            .and_then(|incoming| incoming.finish().ok());
+        Some(self.loaded.is_some())
+    }
+}
