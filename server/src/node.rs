@@ -19,6 +19,7 @@ use crate::config::{Config, Url, join};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::metrics::Metrics;
 use crate::peer::{PeerPort, Peers};
+use crate::rate_limit::LogLimit;
 use crate::service::{RequestLimits, Service};
 use crate::storage::Storage;
 use crate::watch::Hub;
@@ -27,6 +28,8 @@ use crate::watch::Hub;
 const FLUSH_TIME: Duration = Duration::from_millis(100);
 /// Pause between attempts to publish this member's name and URLs.
 const PUBLISH_PAUSE: Duration = Duration::from_millis(100);
+/// One line about failed health checks in this time.
+const HEALTH_LOG_INTERVAL: Duration = Duration::from_secs(5);
 /// How often it is checked whether the replica still runs.
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -103,6 +106,7 @@ impl RunningNode {
             },
             name: config.name.clone(),
             engine: config.engine.name(),
+            health_log: LogLimit::new(HEALTH_LOG_INTERVAL),
             disk: storage.disk.name(),
             disk_fallback: storage.fallback.is_some(),
             node: handle,

@@ -12,6 +12,7 @@ use varve_raft::NodeHandle;
 use varve_types::{ApiError, ResponseHeader};
 
 use crate::metrics::Metrics;
+use crate::rate_limit::LogLimit;
 use crate::watch::Hub;
 
 /// The version that the node says it has.
@@ -46,6 +47,8 @@ pub struct Service {
     pub disk: &'static str,
     /// Whether another one was asked for.
     pub disk_fallback: bool,
+    /// Bounds the log lines about failed health checks.
+    pub health_log: LogLimit,
     /// This cluster.
     pub cluster_id: u64,
     /// This member.

@@ -28,7 +28,10 @@ pub(super) async fn health(service: &Service, query: &str) -> Reply {
         }
         Err(reason) => {
             add(&service.metrics.health_failures, 1);
-            tracing::warn!("/health error: {reason}");
+            // Health is asked for again and again.
+            if let Some(suppressed) = service.health_log.pass() {
+                tracing::warn!(suppressed, "/health error: {reason}");
+            }
             reply(StatusCode::SERVICE_UNAVAILABLE, JSON, body(false, &reason))
         }
     }
