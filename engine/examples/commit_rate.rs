@@ -1,4 +1,4 @@
-//! How many groups a second one writer commits: `commit_rate DIR [SECONDS]`.
+//! How many groups a second one writer commits: `commit_rate DIR [SECONDS [DISK]]`.
 //!
 //! Groups of one record of 300 bytes, each synced before the next, on io_uring
 //! and on plain system calls; then through the committing thread with many groups
@@ -18,9 +18,15 @@ type Failure = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failure> {
     let mut arguments = std::env::args().skip(1);
-    let dir = arguments.next().ok_or("usage: commit_rate DIR [SECONDS]")?;
+    let dir = arguments
+        .next()
+        .ok_or("usage: commit_rate DIR [SECONDS [uring|psync]]")?;
     let duration = Duration::from_secs(arguments.next().map_or(Ok(3), |s| s.parse())?);
+    let only = arguments.next();
     for name in disk::NAMES {
+        if only.as_deref().is_some_and(|only| only != name) {
+            continue;
+        }
         let opened = disk::by_name(name)?;
         if let Some(reason) = &opened.fallback {
             println!("{name}: {reason}");
