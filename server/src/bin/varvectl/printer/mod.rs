@@ -1,6 +1,8 @@
 //! Printing replies in etcdctl's formats.
 
 mod fields;
+#[cfg(test)]
+mod goldens;
 mod json;
 mod simple;
 mod table;
