@@ -93,12 +93,15 @@ impl LogActivity {
     /// What would prove that a write was acknowledged before it was synced:
     ///
     /// - more puts than clients to a sync: in a closed loop a client's next write
-    ///   is sent after the last was acknowledged, so no sync covers two of one client;
+    ///   is sent after the last was acknowledged, so no sync covers two of one client.
+    ///   One sync may be under way when the counters are read: a single etcd before
+    ///   3.5.5 answers while it syncs (its issue 14370), and shows it here;
     /// - a group commit without a sync;
     /// - fewer bytes in the log than the values have.
     fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
-        if self.puts > 0 && self.puts_per_sync() > self.clients as f64 {
+        let syncs = self.quorum(|member| Some(member.syncs)).unwrap_or(0.0);
+        if self.puts as f64 > (syncs + 1.0) * self.clients as f64 {
             faults.push("more puts to a sync than there are clients".to_owned());
         }
         for (index, member) in self.members.iter().enumerate() {
@@ -341,7 +344,8 @@ mod tests {
             activity(&members).faults().len()
         };
         assert_eq!(syncs(&[10.0]), 0);
-        assert_eq!(syncs(&[9.0]), 1);
+        assert_eq!(syncs(&[9.0]), 0, "one is under way");
+        assert_eq!(syncs(&[8.0]), 1);
         assert_eq!(syncs(&[10.0, 2.0, 11.0]), 0, "a quorum synced");
         assert_eq!(syncs(&[10.0, 2.0, 3.0]), 1, "only one did");
         assert_eq!(syncs(&[0.0]), 1, "never");
