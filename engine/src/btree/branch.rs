@@ -13,7 +13,7 @@ pub(super) const CHILD_BYTES: usize = 24;
 const OVERFLOW_BIT: u64 = 1 << 63;
 
 /// What a branch knows of a child.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Child {
     pub(super) page: u64,
     pub(super) has_overflow: bool,

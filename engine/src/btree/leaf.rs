@@ -66,6 +66,17 @@ impl Page {
         }
     }
 
+    /// The key after the prefix, and the value, reading the slot once.
+    #[inline]
+    pub(super) fn entry(&self, index: usize) -> (&[u8], Value<'_>) {
+        let (suffix, payload, overflow) = self.cell(index);
+        if overflow {
+            (suffix, Value::Overflow(OverflowRef::decode(payload)))
+        } else {
+            (suffix, Value::Inline(payload))
+        }
+    }
+
     /// Sums over the entries of a range of a leaf's slots.
     pub(super) fn leaf_sums(&self, range: std::ops::Range<usize>) -> Sums {
         let prefix = self.prefix_len();

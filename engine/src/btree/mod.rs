@@ -10,7 +10,7 @@
 //! the format of a page; `pager` and `readers` are the only places with unsafe
 //! code, and say who may touch which page when; `bitmap`, `space` and
 //! `free_map` know which pages are free; `read`, `sums`, `path` go down a tree;
-//! `write`, `split`, `merge` and `delete_range` change it; `batch`, `snapshot`,
+//! `write`, `split`, `spill`, `merge` and `delete_range` change it; `batch`, `snapshot`,
 //! `checkpoint`, `open` and `check` are what a user does with a store.
 //! `engine/FORMAT.md` has the bytes.
 
@@ -23,6 +23,7 @@ use crate::disk::Disk;
 mod batch;
 mod bitmap;
 mod branch;
+mod cells;
 mod check;
 mod checkpoint;
 mod delete_range;
@@ -41,6 +42,7 @@ mod search;
 mod slotted;
 mod snapshot;
 mod space;
+mod spill;
 mod split;
 mod state;
 mod store;

@@ -10,7 +10,7 @@
 //! | 6 | 2 | count of slots |
 //! | 8 | 2 | heap: where the lowest cell starts |
 //! | 10 | 2 | garbage: bytes of removed cells inside the heap |
-//! | 12 | 2 | length of the key prefix, which ends the page |
+//! | 12 | 2 | length of the key prefix, which follows the header |
 //! | 14 | 2 | flags |
 //! | 16 | 8 | birth: the number of the state that made the page |
 //! | 24 | 8 | number of the page itself |
@@ -353,8 +353,8 @@ pub(super) fn validate(page: &Page) -> Result<(), String> {
 
 fn validate_slotted(page: &Page) -> Result<(), String> {
     let (count, heap, prefix_len) = (page.count(), page.heap(), page.prefix_len());
-    let slots_end = HEADER_BYTES + count * SLOT_BYTES;
-    if prefix_len > MAX_KEY_BYTES || heap > PAGE_BYTES - prefix_len || slots_end > heap {
+    let slots_end = page.slot_offset(count);
+    if prefix_len > MAX_KEY_BYTES || heap > PAGE_BYTES || slots_end > heap {
         return Err(format!(
             "has {count} slots, heap at {heap}, prefix of {prefix_len}"
         ));
@@ -365,11 +365,11 @@ fn validate_slotted(page: &Page) -> Result<(), String> {
     let mut used = 0;
     for index in 0..count {
         let (offset, key_len) = (page.cell_offset(index), page.suffix_len(index));
-        if offset < heap || offset + 2 + key_len > PAGE_BYTES - prefix_len {
+        if offset < heap || offset + 2 + key_len > PAGE_BYTES {
             return Err(format!("has slot {index} pointing outside, at {offset}"));
         }
         let cell = page.cell_len(index);
-        if offset + cell > PAGE_BYTES - prefix_len {
+        if offset + cell > PAGE_BYTES {
             return Err(format!(
                 "has slot {index} reaching outside, {cell} bytes at {offset}"
             ));
@@ -397,7 +397,7 @@ fn validate_slotted(page: &Page) -> Result<(), String> {
             return Err(format!("has keys out of order at slot {index}"));
         }
     }
-    if heap + used + page.garbage() != PAGE_BYTES - prefix_len {
+    if heap + used + page.garbage() != PAGE_BYTES {
         return Err(format!(
             "has {used} bytes of cells and {} of garbage",
             page.garbage()

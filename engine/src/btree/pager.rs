@@ -268,6 +268,21 @@ pub(super) fn run_pages(length: usize) -> u64 {
 }
 
 impl<'v> View<'v> {
+    /// Asks the processor to load what a search in a page begins with: its
+    /// header, its prefix and its first slots.
+    #[inline]
+    pub(super) fn prefetch(&self, number: u64) {
+        // Only an address is formed, and a prefetch of a wrong one does nothing.
+        let start = self
+            .pager
+            .map
+            .base()
+            .wrapping_add(number as usize * PAGE_BYTES);
+        for line in 0..SEARCH_LINES {
+            prefetch_line(start.wrapping_add(line * LINE_BYTES));
+        }
+    }
+
     /// A page of the tree.
     #[inline]
     pub(super) fn page(&self, number: u64) -> Result<&'v Page> {
@@ -344,4 +359,30 @@ fn zeroed_words(count: usize) -> Box<[AtomicU64]> {
     // SAFETY: AtomicU64 has the same layout as u64, and the box is not used as
     // anything else from here on.
     unsafe { Box::from_raw(words as *mut [AtomicU64]) }
+}
+
+/// Bytes of a cache line.
+const LINE_BYTES: usize = 64;
+/// Lines that a search in a leaf of usual values looks at.
+const SEARCH_LINES: usize = 3;
+
+#[inline]
+fn prefetch_line(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch is a hint; it never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// Asks the processor to load the beginning of each cell of a range of slots,
+/// which a scan is about to visit: they lie in the page in any order.
+pub(super) fn prefetch_cells(page: &Page, slots: std::ops::Range<usize>) {
+    let start = std::ptr::from_ref(page).cast::<u8>();
+    for index in slots {
+        prefetch_line(start.wrapping_add(page.cell_offset(index)));
+    }
 }

@@ -95,6 +95,19 @@ impl<'b> Pages<'b> {
         Ok(copy)
     }
 
+    /// The page itself if this batch made it, or else a new one in its place;
+    /// for a page that is about to be written anew.
+    pub(super) fn renewed(&mut self, number: u64) -> Result<u64> {
+        let birth = self.page(number)?.birth();
+        if birth == self.birth() {
+            return Ok(number);
+        }
+        let new = self.take()?;
+        self.pager().adopt(&mut self.token, new);
+        self.let_go(Extent::one(number), birth);
+        Ok(new)
+    }
+
     /// Frees a page of the tree that nothing refers to any more.
     pub(super) fn free(&mut self, number: u64) -> Result<()> {
         let birth = self.page(number)?.birth();

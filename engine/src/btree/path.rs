@@ -73,6 +73,7 @@ impl Path {
             let index = page.child_for(key);
             self.push(view, number, index)?;
             number = page.child_page(index);
+            view.prefetch(number);
         }
     }
 

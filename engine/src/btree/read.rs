@@ -1,10 +1,10 @@
 //! Reading: one key, and ranges in either direction.
 
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 
 use super::leaf::Value;
 use super::page::Page;
-use super::pager::View;
+use super::pager::{View, prefetch_cells};
 use super::path::MAX_DEPTH;
 use super::state::Root;
 use crate::backend::{Bounds, Direction, Result, Visitor, is_empty};
@@ -22,7 +22,9 @@ pub(super) fn get<'v>(view: View<'v>, root: &Root, key: &[u8]) -> Result<Option<
             };
             return value(view, page, index).map(Some);
         }
-        page = view.page(page.child_page(page.child_for(key)))?;
+        let child = page.child_page(page.child_for(key));
+        view.prefetch(child);
+        page = view.page(child)?;
     }
     Err(view.too_deep(page.number()))
 }
@@ -70,6 +72,20 @@ impl<'v> Walk<'v> {
         Ok(page)
     }
 
+    /// Loads the leaf after this one ahead of time, if it has the same parent.
+    fn prefetch_next(&self) {
+        let Some((page, index)) = self.branches.last() else {
+            return;
+        };
+        let next = match self.direction {
+            Direction::Forward => index + 1,
+            Direction::Backward => index.wrapping_sub(1),
+        };
+        if next < page.count() {
+            self.view.prefetch(page.child_page(next));
+        }
+    }
+
     /// The leaf after this one, in the direction of the walk.
     fn next(&mut self) -> Result<Option<&'v Page>> {
         while let Some((page, index)) = self.branches.pop() {
@@ -105,19 +121,30 @@ pub(super) fn scan(
     };
     let mut key = Vec::with_capacity(64);
     let mut leaf = Some(walk.start(root.page, bounds)?);
+    let mut bounds = bounds;
     while let Some(page) = leaf {
+        walk.prefetch_next();
         let range = page.slots_within(bounds);
-        // Bounds that end inside this leaf end the walk.
+        prefetch_cells(page, range.clone());
+        // Bounds that end inside this leaf end the walk; those where it began
+        // have no more to say.
         let ends = match direction {
-            Direction::Forward => range.end < page.count(),
-            Direction::Backward => range.start > 0,
+            Direction::Forward => {
+                bounds.0 = Bound::Unbounded;
+                range.end < page.count()
+            }
+            Direction::Backward => {
+                bounds.1 = Bound::Unbounded;
+                range.start > 0
+            }
         };
         key.clear();
         key.extend_from_slice(page.prefix());
+        let prefix = key.len();
         let mut visit_slot = |index| -> Result<ControlFlow<()>> {
-            let value = value(view, page, index)?;
-            key.truncate(page.prefix_len());
-            key.extend_from_slice(page.suffix(index));
+            let (suffix, value) = entry(view, page, index)?;
+            key.truncate(prefix);
+            key.extend_from_slice(suffix);
             Ok(visit(&key, value))
         };
         let flow = match direction {
@@ -130,6 +157,15 @@ pub(super) fn scan(
         leaf = walk.next()?;
     }
     Ok(())
+}
+
+/// The key after the page's prefix, and the value, of a leaf's entry.
+#[inline]
+fn entry<'v>(view: View<'v>, page: &'v Page, index: usize) -> Result<(&'v [u8], &'v [u8])> {
+    match page.entry(index) {
+        (suffix, Value::Inline(bytes)) => Ok((suffix, bytes)),
+        (suffix, Value::Overflow(overflow)) => Ok((suffix, view.run_value(overflow)?)),
+    }
 }
 
 fn visit_all(

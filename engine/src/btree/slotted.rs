@@ -1,9 +1,9 @@
 //! Slots and cells: what leaves and branches have in common.
 //!
-//! Slots ascend by key from the header on; cells fill the page from its end
+//! After the header stands the key prefix, which all keys of the page share;
+//! then slots, ascending by key; cells fill the page from its end
 //! downwards in any order. A cell is `payload length u16, key suffix, payload`;
 //! the top bit of the length says that the payload refers to an overflow run.
-//! All keys of a page share its prefix, which is stored once, at the very end.
 //! A branch's first child stands for everything below the second's separator
 //! and has no key, hence [`Page::first_key`].
 
@@ -25,8 +25,15 @@ pub(super) struct NewCell<'c> {
 
 impl Page {
     pub(super) fn slots(&self) -> &[[u8; SLOT_BYTES]] {
-        let end = HEADER_BYTES + self.count() * SLOT_BYTES;
-        self.span(HEADER_BYTES..end).as_chunks().0
+        let start = self.slot_offset(0);
+        let end = start + self.count() * SLOT_BYTES;
+        self.span(start..end).as_chunks().0
+    }
+
+    /// Where slot `index` is. The prefix stands between header and slots, so
+    /// that a search reads one stretch of memory.
+    pub(super) fn slot_offset(&self, index: usize) -> usize {
+        HEADER_BYTES + self.prefix_len() + index * SLOT_BYTES
     }
 
     pub(super) fn head(&self, index: usize) -> u32 {
@@ -45,12 +52,25 @@ impl Page {
     }
 
     pub(super) fn prefix(&self) -> &[u8] {
-        self.span(PAGE_BYTES - self.prefix_len()..PAGE_BYTES)
+        self.span(HEADER_BYTES..HEADER_BYTES + self.prefix_len())
     }
 
     pub(super) fn suffix(&self, index: usize) -> &[u8] {
         let start = self.cell_offset(index) + 2;
         self.span(start..start + self.suffix_len(index))
+    }
+
+    /// Key suffix and payload of a cell, and whether that is a reference.
+    #[inline]
+    pub(super) fn cell(&self, index: usize) -> (&[u8], &[u8], bool) {
+        let slot = &self.slots()[index];
+        let offset = usize::from(u16::from_le_bytes([slot[4], slot[5]]));
+        let key_len = usize::from(u16::from_le_bytes([slot[6], slot[7]]));
+        let length = self.u16_at(offset);
+        let payload_len = usize::from(length & !OVERFLOW_BIT);
+        let both = self.span(offset + 2..offset + 2 + key_len + payload_len);
+        let (suffix, payload) = both.split_at(key_len);
+        (suffix, payload, length & OVERFLOW_BIT != 0)
     }
 
     pub(super) fn key_parts(&self, index: usize) -> KeyParts<'_> {
@@ -90,7 +110,7 @@ impl Page {
 
     /// Bytes between the slots and the cells.
     pub(super) fn contiguous_free(&self) -> usize {
-        self.heap() - HEADER_BYTES - self.count() * SLOT_BYTES
+        self.heap() - self.slot_offset(self.count())
     }
 
     /// Bytes that a compacted page would have between slots and cells.
@@ -110,11 +130,10 @@ impl Page {
     /// Sets the prefix of a page that has no cells yet.
     pub(super) fn set_prefix(&mut self, prefix: KeyParts<'_>) {
         let length = prefix.0.len() + prefix.1.len();
-        let start = PAGE_BYTES - length;
-        self.put_bytes(start, prefix.0);
-        self.put_bytes(start + prefix.0.len(), prefix.1);
+        self.put_bytes(HEADER_BYTES, prefix.0);
+        self.put_bytes(HEADER_BYTES + prefix.0.len(), prefix.1);
         self.set_prefix_len(length);
-        self.set_heap(start);
+        self.set_heap(PAGE_BYTES);
     }
 
     /// Inserts a cell at `index`. The caller made sure that it fits between
@@ -129,8 +148,8 @@ impl Page {
         let key_len = suffix.0.len() + suffix.1.len();
         let count = self.count();
         let offset = self.heap() - (2 + key_len + payload.len());
-        let slot = HEADER_BYTES + index * SLOT_BYTES;
-        self.shift(slot..HEADER_BYTES + count * SLOT_BYTES, slot + SLOT_BYTES);
+        let slot = self.slot_offset(index);
+        self.shift(slot..self.slot_offset(count), slot + SLOT_BYTES);
         let length = payload.len() as u16 | if overflow { OVERFLOW_BIT } else { 0 };
         self.set_u16(offset, length);
         let key = offset + 2;
@@ -158,11 +177,8 @@ impl Page {
     pub(super) fn remove_cells(&mut self, range: std::ops::Range<usize>) {
         let count = self.count();
         let freed: usize = range.clone().map(|index| self.cell_len(index)).sum();
-        let (from, to) = (
-            HEADER_BYTES + range.end * SLOT_BYTES,
-            HEADER_BYTES + range.start * SLOT_BYTES,
-        );
-        self.shift(from..HEADER_BYTES + count * SLOT_BYTES, to);
+        let (from, to) = (self.slot_offset(range.end), self.slot_offset(range.start));
+        self.shift(from..self.slot_offset(count), to);
         self.set_count(count - range.len());
         self.set_garbage(self.garbage() + freed);
         if range.start == 0 && self.is_branch() && self.count() > 0 {
@@ -180,9 +196,10 @@ impl Page {
         let length = self.u16_at(offset);
         self.set_u16(offset + key_len, length);
         self.set_garbage(self.garbage() + key_len);
-        self.span_mut(HEADER_BYTES..HEADER_BYTES + 4).fill(0);
-        self.set_u16(HEADER_BYTES + 4, (offset + key_len) as u16);
-        self.set_u16(HEADER_BYTES + 6, 0);
+        let slot = self.slot_offset(0);
+        self.span_mut(slot..slot + 4).fill(0);
+        self.set_u16(slot + 4, (offset + key_len) as u16);
+        self.set_u16(slot + 6, 0);
     }
 
     /// Appends the cell `index` of `from`; this page's prefix must be one of

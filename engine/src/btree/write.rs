@@ -10,6 +10,7 @@ use super::page::{Kind, MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use super::pages::Pages;
 use super::path::{Path, Place, Step};
 use super::slotted::NewCell;
+use super::spill;
 use super::split::{self, Split};
 use super::state::Root;
 use crate::backend::{BackendError, Result, Sums};
@@ -70,9 +71,17 @@ impl Writer<'_, '_> {
             self.place.found = true;
             return self.ascend(delta, None, overflow);
         }
-        let append = removed.entries == 0 && self.place.path.is_rightmost(self.pages.view())?;
-        let split = split::split(self.pages, leaf.page, leaf.index, &cell, append)?;
         self.place.valid = false;
+        let append = removed.entries == 0 && self.place.path.is_rightmost(self.pages.view())?;
+        let steps = self.place.path.steps();
+        if let [.., parent, _] = *steps
+            && !append
+            && spill::share(self.pages, parent, leaf.index, &cell)?
+        {
+            let above = steps.len() - 2;
+            return self.ascend_from(above, delta, None, overflow);
+        }
+        let split = split::split(self.pages, leaf.page, leaf.index, &cell, append)?;
         self.ascend(delta, Some(split), overflow)
     }
 
@@ -153,10 +162,22 @@ impl Writer<'_, '_> {
     }
 
     /// Carries a change of the leaf up to the root.
-    fn ascend(&mut self, delta: Delta, mut split: Option<Split>, overflow: bool) -> Result<()> {
+    fn ascend(&mut self, delta: Delta, split: Option<Split>, overflow: bool) -> Result<()> {
+        let branches = self.place.path.steps().len().saturating_sub(1);
+        self.ascend_from(branches, delta, split, overflow)
+    }
+
+    /// Carries a change up to the root through the first `branches` of the path.
+    fn ascend_from(
+        &mut self,
+        branches: usize,
+        delta: Delta,
+        mut split: Option<Split>,
+        overflow: bool,
+    ) -> Result<()> {
         let steps = self.place.path.steps();
         let append = split.is_some() && self.place.path.is_rightmost(self.pages.view())?;
-        for step in steps[..steps.len().saturating_sub(1)].iter().rev() {
+        for step in steps[..branches].iter().rev() {
             let branch = self.pages.page_mut(step.page);
             branch.add_child_sums(step.index, delta);
             if overflow {
