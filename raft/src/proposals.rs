@@ -31,7 +31,7 @@ pub(crate) type Sinks = Vec<Option<Box<dyn ReplySink>>>;
 struct InFlight {
     deadline: u64,
     bytes: usize,
-    /// Whether a leader was lost since it was proposed.
+    /// Whether it was sent to a leader that was lost since.
     leader_lost: bool,
     sink: Option<Box<dyn ReplySink>>,
 }
@@ -48,6 +48,8 @@ pub(crate) struct Proposals {
     first_number: u64,
     waiting_bytes: usize,
     timeout_ticks: u64,
+    /// The term of the leader that was lost last, while something of it waits.
+    lost_term: Option<u64>,
     /// How many were refused or timed out.
     pub(crate) failed: u64,
 }
@@ -63,6 +65,7 @@ impl Proposals {
             first_number,
             waiting_bytes: 0,
             timeout_ticks,
+            lost_term: None,
             failed: 0,
         }
     }
@@ -149,11 +152,36 @@ impl Proposals {
         sinks
     }
 
-    /// Notes that the leader is gone, for the text of timeouts to come.
-    pub(crate) fn leader_lost(&mut self) {
-        for waiting in &mut self.waiting {
+    /// Notes that the leader of `term` is gone. What was sent to it may be lost
+    /// with it; what was not sent yet goes to the next one.
+    pub(crate) fn leader_lost(&mut self, term: u64) {
+        let packed: usize = self.packed.iter().map(|entry| proposals_in(entry)).sum();
+        let sent = self.waiting.len() - self.queued.len() - packed;
+        for waiting in self.waiting.iter_mut().take(sent) {
             waiting.leader_lost = true;
+            self.lost_term = Some(term);
         }
+    }
+
+    /// An entry of `term` is committed. What was sent to the leader of an earlier
+    /// term and is not committed by now is lost, but for an entry that still
+    /// travels from member to member: it is refused as one that may be done later.
+    /// Otherwise its client would wait for the whole timeout.
+    pub(crate) fn settled(&mut self, term: u64) {
+        if self.lost_term.is_none_or(|lost| lost >= term) {
+            return;
+        }
+        self.lost_term = None;
+        for waiting in &mut self.waiting {
+            if waiting.leader_lost
+                && let Some(sink) = waiting.sink.take()
+            {
+                self.failed += 1;
+                sink.refuse(ApiError::TimeoutLeaderFailure);
+                self.waiting_bytes -= std::mem::take(&mut waiting.bytes);
+            }
+        }
+        self.forget_done();
     }
 
     /// Refuses those that waited too long. They may still be done later.
@@ -212,6 +240,12 @@ impl Proposals {
             }
         }
     }
+}
+
+/// How many proposals an entry of this member holds.
+fn proposals_in(entry: &[u8]) -> usize {
+    // It was encoded here.
+    entry::decode(entry).map_or(0, |(header, _)| header.count as usize)
 }
 
 #[cfg(test)]
@@ -323,11 +357,45 @@ mod tests {
         let last = test.proposals.next_entry().unwrap();
         let header = test.header(&last);
         assert_eq!((header.number, header.count), (1003, 1));
-        test.proposals.leader_lost();
+        test.proposals.leader_lost(1);
         test.proposals.expire(15);
         assert_eq!(test.refused(), [(3, ApiError::TimeoutLeaderFailure)]);
         assert_eq!(test.proposals.pending(), (0, 0));
         assert_eq!(test.proposals.failed, 3);
+    }
+
+    #[test]
+    fn what_a_lost_leader_had_is_refused_once_the_next_one_commits() {
+        let mut test = Test::new();
+        for _ in 0..2 {
+            test.push(10, 0); // one to be committed, one to be lost
+            test.proposals.next_entry().unwrap();
+        }
+        test.push(10, 0); // raft-rs does not take it, for want of a leader
+        let back = test.proposals.next_entry().unwrap();
+        test.proposals.put_back(back);
+        test.push(10, 0); // still queued
+        test.proposals.leader_lost(7);
+        test.proposals.settled(7);
+        assert_eq!(test.refused(), []);
+        let committed = EntryHeader {
+            proposer: test.proposals.member_id,
+            number: 1000,
+            count: 1,
+        };
+        assert_eq!(test.proposals.committed(committed).len(), 1);
+        test.proposals.settled(8);
+        assert_eq!(test.refused(), [(1, ApiError::TimeoutLeaderFailure)]);
+        test.proposals.settled(9);
+        assert_eq!(test.refused(), []);
+        assert_eq!(test.proposals.pending().0, 2);
+        let numbers: Vec<_> = (0..2)
+            .map(|_| {
+                let entry = test.proposals.next_entry().unwrap();
+                test.header(&entry).number
+            })
+            .collect();
+        assert_eq!(numbers, [1002, 1003]);
     }
 
     #[test]

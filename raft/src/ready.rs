@@ -333,7 +333,7 @@ impl Replica {
 
     /// Hands committed entries to the applier, with the sinks of those who wait.
     fn hand_out(&mut self, committed: Vec<Entry>, out: &mut Output) {
-        let Some(last) = committed.last().map(|entry| entry.index) else {
+        let Some((last, term)) = committed.last().map(|entry| (entry.index, entry.term)) else {
             return;
         };
         debug_assert!(last > self.in_flight.handed);
@@ -364,6 +364,7 @@ impl Replica {
         self.in_flight.applying_bytes += held;
         self.in_flight.handed = last;
         self.raw.mut_store().set_handed(last);
+        self.proposals.settled(term);
         out.apply.push(ApplyJob::Entries(entries));
     }
 

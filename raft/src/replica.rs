@@ -104,6 +104,8 @@ pub(crate) struct Replica {
     pub(crate) discard: Vec<LoadedStore>,
     held_reads: Vec<Message>,
     leader: u64,
+    /// The term in which `leader` was noted.
+    leader_term: u64,
     leader_changes: u64,
     read_rounds: u64,
     is_stopped: bool,
@@ -167,6 +169,7 @@ impl Replica {
             discard: Vec::new(),
             held_reads: Vec::new(),
             leader: 0,
+            leader_term: 0,
             leader_changes: 0,
             read_rounds: 0,
             is_stopped: false,
@@ -506,7 +509,7 @@ impl Replica {
             return;
         }
         if self.leader != 0 {
-            self.proposals.leader_lost();
+            self.proposals.leader_lost(self.leader_term);
         }
         if leader != 0 {
             self.leader_changes += 1;
@@ -524,6 +527,7 @@ impl Replica {
         }
         self.held_reads.clear();
         self.leader = leader;
+        self.leader_term = self.raw.raft.term;
         self.reads.ask_again();
     }
 
