@@ -4,15 +4,14 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 use varve_protocol::peer::{
     self, Channel, PeerFrame, SnapshotAck, SnapshotBegin, SnapshotChunk, SnapshotEnd,
 };
-use varve_raft::SnapshotStream;
+use varve_raft::{SnapshotChunk as SnapshotPart, SnapshotStream};
 
 use super::Shared;
 use super::handshake::{FrameReader, PeerError, connect};
@@ -24,6 +23,8 @@ const WINDOW: u64 = 16;
 const READ_AHEAD: usize = 2;
 /// Most bytes a second.
 const BYTES_PER_SECOND: u64 = 128 << 20;
+/// Pause before a failure is reported.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// How long the receiver may take for one part.
 const PART_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the receiver may take to install the whole.
@@ -34,48 +35,54 @@ pub(super) async fn send(shared: &Shared, to: u64, stream: Box<dyn SnapshotStrea
     let (parts_in, parts_out) = mpsc::channel(READ_AHEAD);
     let (report, reported) = oneshot::channel();
     // The store is read on a thread that may block.
-    tokio::task::spawn_blocking(move || pull(stream, &parts_in, reported));
+    tokio::task::spawn_blocking(move || pull(stream, parts_in, reported));
     let result = transfer(shared, to, parts_out).await;
     if let Err(error) = &result {
         tracing::warn!("snapshot to member {to:x} failed: {error}");
+    }
+    if result.is_err() {
+        // Raft tries again as soon as it hears of it.
+        sleep(RETRY_PAUSE).await;
     }
     // The puller waits for it; it is gone only if the process ends.
     let _ = report.send(result.is_ok());
 }
 
+/// Reads the parts. The channel's end without a last part says that reading failed.
 fn pull(
     mut stream: Box<dyn SnapshotStream>,
-    parts: &mpsc::Sender<Bytes>,
+    parts: mpsc::Sender<SnapshotPart>,
     reported: oneshot::Receiver<bool>,
 ) {
-    let mut complete = false;
-    while let Some(chunk) = stream.next_chunk() {
-        complete = chunk.is_last;
-        if parts.blocking_send(chunk.bytes).is_err() || complete {
+    while let Some(part) = stream.next_chunk() {
+        let is_last = part.is_last;
+        if parts.blocking_send(part).is_err() || is_last {
             break;
         }
     }
-    if !complete {
-        // An empty part cannot come from the store: it says that reading failed.
-        let _ = parts.blocking_send(Bytes::new());
-    }
-    let delivered = reported.blocking_recv().unwrap_or(false) && complete;
-    stream.finished(delivered);
+    drop(parts);
+    stream.finished(reported.blocking_recv().unwrap_or(false));
 }
 
 async fn transfer(
     shared: &Shared,
     to: u64,
-    mut parts: mpsc::Receiver<Bytes>,
+    mut parts: mpsc::Receiver<SnapshotPart>,
 ) -> Result<(), PeerError> {
     let connection = connect(shared, to, Channel::Snapshot).await?;
     let mut sender = Sender::new(shared, connection);
     sender.begin().await?;
-    while let Some(part) = parts.recv().await {
-        if part.is_empty() {
-            return Err(PeerError::Other("the store could not be read".to_owned()));
+    loop {
+        let part = parts
+            .recv()
+            .await
+            .ok_or_else(|| PeerError::Other("the store could not be read".to_owned()))?;
+        if !part.bytes.is_empty() {
+            sender.part(&part.bytes).await?;
         }
-        sender.part(&part).await?;
+        if part.is_last {
+            break;
+        }
     }
     sender.end().await?;
     tracing::info!(
