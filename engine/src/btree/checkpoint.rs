@@ -56,6 +56,7 @@ pub(super) fn checkpoint(shared: &Shared) -> Result<Applied> {
         directory: free_map.directory.first().copied().unwrap_or(0),
     };
     free_map.write(pager, state.number, &keeper.free_map);
+    write_back(shared, &unsealed).map_err(|error| shared.latch(error))?;
     if let Err(error) = make_durable(shared, &meta) {
         // The writer is stopped, so nobody takes these pages while the file may
         // refer to them.
@@ -68,6 +69,23 @@ pub(super) fn checkpoint(shared: &Shared) -> Result<Applied> {
     shared.set_durable(state.number, state.applied);
     give(shared, &replaced);
     Ok(state.applied)
+}
+
+/// Has the pages written back window by window, so that the log's writes wait
+/// behind one window at most, and the sync that follows finds little to do.
+fn write_back(shared: &Shared, unsealed: &[u64]) -> Result<()> {
+    const WINDOW_WORDS: usize = 4; // 256 pages, 1 MiB
+    const WINDOW_BYTES: u64 = (WINDOW_WORDS * 64 * PAGE_BYTES) as u64;
+    for (window, words) in unsealed.chunks(WINDOW_WORDS).enumerate() {
+        if words.iter().any(|word| *word != 0) {
+            let written = shared
+                .pager()
+                .file()
+                .write_back(window as u64 * WINDOW_BYTES, WINDOW_BYTES);
+            written.map_err(disk_error)?;
+        }
+    }
+    Ok(())
 }
 
 /// Syncs what `meta` leads to, and then `meta`.

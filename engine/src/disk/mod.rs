@@ -120,6 +120,15 @@ pub trait File: Send + Sync + std::fmt::Debug {
     /// must stop trusting the file.
     fn sync(&self) -> Result<()>;
 
+    /// Has the range written back, and waits for that: neither durable (no
+    /// metadata, no cache flush) nor needed for [`File::sync`] to be right. It
+    /// keeps a large sync from filling the disk's queue in one go, where the
+    /// log's writes would wait behind it. After an error the same holds as for
+    /// [`File::sync`].
+    fn write_back(&self, _offset: u64, _length: u64) -> Result<()> {
+        Ok(())
+    }
+
     /// Writes all of `buf` at `offset` and makes *these* bytes durable in one
     /// step: the group commit. Says nothing about other unsynced writes.
     /// After an error the same holds as for [`File::sync`].

@@ -171,6 +171,25 @@ impl File for SystemFile {
         self.file.sync_data().map_err(|e| self.fail("sync", 0, e))
     }
 
+    fn write_back(&self, offset: u64, length: u64) -> Result<()> {
+        let (Ok(start), Ok(count)) = (i64::try_from(offset), i64::try_from(length)) else {
+            return Err(self.fail("write back", offset, io::ErrorKind::FileTooLarge.into()));
+        };
+        let how = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+            | libc::SYNC_FILE_RANGE_WRITE
+            | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        // SAFETY: the descriptor is open for as long as `self.file` lives.
+        if unsafe { libc::sync_file_range(self.fd(), start, count, how) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            // A file system without it: the sync will do it all.
+            Some(libc::ESPIPE | libc::ENOSYS | libc::EINTR) => Ok(()),
+            _ => Err(self.fail("write back", offset, error)),
+        }
+    }
+
     fn write_durable(&self, buf: &[u8], offset: u64) -> Result<()> {
         match &self.direct {
             Some(direct) if align::is_aligned(buf, offset) => direct

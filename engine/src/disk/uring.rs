@@ -151,6 +151,10 @@ impl File for UringFile {
         self.file.sync()
     }
 
+    fn write_back(&self, offset: u64, length: u64) -> Result<()> {
+        self.file.write_back(offset, length)
+    }
+
     fn write_durable(&self, buf: &[u8], offset: u64) -> Result<()> {
         // A panic while the lock was held left no submission behind: `write`
         // reaps what it submits before it returns, and does not panic.
