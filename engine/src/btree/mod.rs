@@ -49,6 +49,9 @@ mod store;
 mod sums;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 pub use open::Options;
 
 /// The name that `--engine` takes.
