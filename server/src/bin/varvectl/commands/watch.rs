@@ -166,7 +166,7 @@ fn execute(command: &[OsString], revision: i64, event: &Event) -> Result<(), Fai
     let reason = match status {
         Ok(status) if status.success() => return Ok(()),
         Ok(status) => describe(status),
-        Err(error) => format!("exec: {}: {error}", quote(program.as_bytes())),
+        Err(error) => cannot_start(program, &error),
     };
     let words: Vec<_> = command
         .iter()
@@ -176,10 +176,34 @@ fn execute(command: &[OsString], revision: i64, event: &Event) -> Result<(), Fai
     Err(Failure::silent(EXIT_ERROR))
 }
 
+/// Why a program did not start, as Go says it.
+fn cannot_start(program: &OsStr, error: &std::io::Error) -> String {
+    let on_path = !program.as_bytes().contains(&b'/');
+    if on_path && error.kind() == std::io::ErrorKind::NotFound {
+        let program = quote(program.as_bytes());
+        return format!("exec: {program}: executable file not found in $PATH");
+    }
+    let reason = error.to_string().to_lowercase();
+    let reason = reason.split(" (os error").next().unwrap_or_default();
+    format!("fork/exec {}: {reason}", program.to_string_lossy())
+}
+
+/// How a program ended, as Go says it.
 fn describe(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit status {code}"),
-        (None, Some(signal)) => format!("signal: {signal}"),
-        (None, None) => status.to_string(),
+    let signal = match (status.code(), status.signal()) {
+        (Some(code), _) => return format!("exit status {code}"),
+        (None, Some(signal)) => signal,
+        (None, None) => return status.to_string(),
+    };
+    match signal {
+        1 => "signal: hangup".to_owned(),
+        2 => "signal: interrupt".to_owned(),
+        3 => "signal: quit".to_owned(),
+        6 => "signal: aborted".to_owned(),
+        9 => "signal: killed".to_owned(),
+        11 => "signal: segmentation fault".to_owned(),
+        13 => "signal: broken pipe".to_owned(),
+        15 => "signal: terminated".to_owned(),
+        other => format!("signal: signal {other}"),
     }
 }
