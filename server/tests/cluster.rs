@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use common::{Cluster, all, get, put};
 use varve_client::Client;
 
+const CHECKPOINTS: &str = "etcd_disk_backend_commit_duration_seconds_count";
+
 /// Clients that write until they are told to stop, and note what was acknowledged.
 struct Load {
     stop: Arc<AtomicBool>,
@@ -183,6 +185,11 @@ async fn a_member_far_behind_comes_back_by_snapshot() {
             .await
             .unwrap();
     }
+    // The log behind a checkpoint goes; checkpoints are made from time to time.
+    let checkpoints = cluster.members[leader].metric(CHECKPOINTS);
+    common::wait_until("the leader makes a checkpoint", || {
+        cluster.members[leader].metric(CHECKPOINTS) > checkpoints
+    });
     cluster.spawn(behind);
     cluster.wait_healthy();
     cluster.assert_same_state().await;

@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -18,7 +19,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// A port that nobody listens on. Held ports are remembered, so that two tests of
 /// one process do not get the same.
 pub fn free_port() -> u16 {
-    static TAKEN: std::sync::Mutex<Vec<u16>> = std::sync::Mutex::new(Vec::new());
+    static TAKEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());
     loop {
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()
@@ -134,6 +135,17 @@ impl Member {
         client(&[self.endpoint()])
     }
 
+    /// A figure of `/metrics` without labels.
+    pub fn metric(&self, name: &str) -> f64 {
+        let (_, page) = self.get("/metrics");
+        let line = page
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in {page}"))
+            .parse()
+            .unwrap()
+    }
+
     /// An HTTP GET; status line and body.
     pub fn get(&self, path: &str) -> (String, String) {
         http_get(self.client_port, path)
@@ -173,6 +185,8 @@ pub struct Cluster {
     pub flags: Vec<String>,
     initial_cluster: String,
     directory: TempDir,
+    /// Clusters share a disk and two cores: one after the other.
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Cluster {
@@ -188,6 +202,8 @@ impl Cluster {
 
     /// The same without starting them.
     pub fn prepare(count: usize, flags: &[&str]) -> Self {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = tempfile::tempdir().unwrap();
         let members: Vec<_> = (1..=count)
             .map(|number| Member {
@@ -207,6 +223,7 @@ impl Cluster {
             members,
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
             directory,
+            _turn: turn,
         }
     }
 
