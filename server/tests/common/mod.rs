@@ -7,7 +7,8 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -186,7 +187,7 @@ pub struct Cluster {
     initial_cluster: String,
     directory: TempDir,
     /// Clusters share a disk and two cores: one after the other.
-    _turn: MutexGuard<'static, ()>,
+    _turn: Turn,
 }
 
 impl Cluster {
@@ -202,8 +203,7 @@ impl Cluster {
 
     /// The same without starting them.
     pub fn prepare(count: usize, flags: &[&str]) -> Self {
-        static TURN: Mutex<()> = Mutex::new(());
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = Turn::take();
         let directory = tempfile::tempdir().unwrap();
         let members: Vec<_> = (1..=count)
             .map(|number| Member {
@@ -334,6 +334,26 @@ impl Cluster {
             assert!(Instant::now() < deadline, "states differ: {states:x?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+}
+
+/// The right to run a cluster, given back when dropped.
+struct Turn;
+
+impl Turn {
+    fn take() -> Self {
+        while TAKEN.swap(true, Ordering::Acquire) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Self
+    }
+}
+
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        TAKEN.store(false, Ordering::Release);
     }
 }
 
