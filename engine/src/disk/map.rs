@@ -1,78 +1,46 @@
 //! A file in the address space.
-#![allow(unsafe_code)] // mmap, and access to memory that the kernel shares
+#![allow(unsafe_code)] // access to memory that the kernel shares
 
 use std::io;
-use std::ptr::NonNull;
+use std::os::fd::RawFd;
 use std::sync::Arc;
+
+use memmap2::{MmapOptions, MmapRaw};
 
 use super::sigbus;
 
 /// A stretch of mapped addresses; unmapped when the last user lets go.
 #[derive(Debug)]
 pub(super) struct Region {
-    base: NonNull<u8>,
-    length: usize,
+    /// Before `map`, so that the SIGBUS handler never names freed addresses.
     guard: Option<sigbus::Guard>,
+    map: MmapRaw,
 }
-
-// SAFETY: the region is plain memory; who may touch which bytes of it when is the
-// duty of the callers of the unsafe accessors of `Map`.
-unsafe impl Send for Region {}
-// SAFETY: as above.
-unsafe impl Sync for Region {}
 
 impl Region {
     /// Maps `fd` shared and writable, or anonymous memory where there is none.
-    pub(super) fn new(fd: Option<libc::c_int>, length: usize) -> io::Result<Self> {
-        let flags = match fd {
-            Some(_) => libc::MAP_SHARED | libc::MAP_NORESERVE,
-            None => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+    pub(super) fn new(fd: Option<RawFd>, length: usize) -> io::Result<Self> {
+        let mut options = MmapOptions::new();
+        options.len(length).no_reserve_swap();
+        let map = match fd {
+            Some(fd) => options.map_raw(fd)?,
+            None => options.map_anon()?.into(),
         };
-        // SAFETY: a fresh mapping at an address of the kernel's choice; nothing is replaced.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                libc::PROT_READ | libc::PROT_WRITE,
-                flags,
-                fd.unwrap_or(-1),
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let base = NonNull::new(base.cast::<u8>())
-            .ok_or_else(|| io::Error::other("the kernel mapped at address 0"))?;
-        Ok(Self {
-            base,
-            length,
-            guard: None,
-        })
+        Ok(Self { guard: None, map })
     }
 
     /// Names the region for the SIGBUS handler.
     pub(super) fn guarded(mut self, name: &str) -> Self {
-        self.guard = sigbus::register(self.base.as_ptr() as usize, self.length, name);
+        self.guard = sigbus::register(self.base() as usize, self.length(), name);
         self
     }
 
     pub(super) fn base(&self) -> *mut u8 {
-        self.base.as_ptr()
+        self.map.as_mut_ptr()
     }
 
     pub(super) fn length(&self) -> usize {
-        self.length
-    }
-}
-
-impl Drop for Region {
-    fn drop(&mut self) {
-        // The name goes first, so that the handler never names freed addresses.
-        self.guard = None;
-        // SAFETY: mapped in `new` with this length and not unmapped since; whoever
-        // still uses the addresses holds an Arc of this region.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.length) };
+        self.map.len()
     }
 }
 

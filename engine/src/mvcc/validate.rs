@@ -12,11 +12,8 @@ use varve_types::{
 
 use super::options::Limits;
 
-/// Longest key that can be put: what every engine can hold, since members may
-/// run different ones and must agree on what they refuse.
-pub const MAX_KEY_BYTES: usize = 1920;
+pub use varve_types::MAX_KEY_BYTES;
 
-const _: () = assert!(MAX_KEY_BYTES <= varve_types::MAX_KEY_BYTES);
 const _: () = assert!(MAX_KEY_BYTES <= crate::btree::page::MAX_KEY_BYTES);
 
 type Result<T> = std::result::Result<T, ApiError>;

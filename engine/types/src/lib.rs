@@ -28,8 +28,9 @@ pub use response::{
 };
 pub use view::{EventRef, KeyValueRef};
 
-/// Longest key a node accepts, in bytes.
-pub const MAX_KEY_BYTES: usize = 32 * 1024;
+/// Longest key a node accepts, in bytes: what every engine can hold, since
+/// members may run different ones and must agree on what they refuse.
+pub const MAX_KEY_BYTES: usize = 1920;
 /// Default of `--max-request-bytes`: the longest request a node accepts, in bytes (1.5 MiB).
 pub const DEFAULT_MAX_REQUEST_BYTES: usize = 1_572_864;
 /// Default of `--max-txn-ops`.
