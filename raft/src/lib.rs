@@ -33,6 +33,8 @@ mod snapshot;
 mod start;
 mod status;
 mod stores;
+#[cfg(test)]
+mod tests;
 mod transport;
 mod wire;
 

@@ -87,18 +87,16 @@ impl InFlight {
         }
     }
 
-    pub(crate) fn take_released(&mut self, out: &mut Output) {
+    /// Takes what is to be done.
+    pub(crate) fn take(&mut self, out: &mut Output) {
+        out.writes.append(&mut self.submitted);
+        out.apply.append(&mut self.jobs);
         for message in self.released.drain(..) {
             out.send(&message);
         }
-        out.apply.append(&mut self.jobs);
         if let Some(lsn) = self.release_lsn.take() {
             out.release = Some(lsn);
         }
-    }
-
-    pub(crate) fn take_writes(&mut self, out: &mut Output) {
-        out.writes.append(&mut self.submitted);
     }
 
     fn group(&mut self) -> Group {
@@ -185,7 +183,7 @@ impl Replica {
             self.raw.advance_append_async(ready);
             self.after_writes_out(write);
         }
-        self.hand_out(committed, out);
+        self.hand_out(committed);
         Ok(())
     }
 
@@ -332,7 +330,7 @@ impl Replica {
     }
 
     /// Hands committed entries to the applier, with the sinks of those who wait.
-    fn hand_out(&mut self, committed: Vec<Entry>, out: &mut Output) {
+    fn hand_out(&mut self, committed: Vec<Entry>) {
         let Some((last, term)) = committed.last().map(|entry| (entry.index, entry.term)) else {
             return;
         };
@@ -365,7 +363,7 @@ impl Replica {
         self.in_flight.handed = last;
         self.raw.mut_store().set_handed(last);
         self.proposals.settled(term);
-        out.apply.push(ApplyJob::Entries(entries));
+        self.in_flight.jobs.push(ApplyJob::Entries(entries));
     }
 
     fn sinks_of(&mut self, entry: &Entry) -> Sinks {

@@ -488,7 +488,6 @@ impl Replica {
 
     /// Collects what is to be done.
     pub(crate) fn poll(&mut self, out: &mut Output) -> Result<(), RaftError> {
-        self.in_flight.take_released(out);
         loop {
             self.send_queued();
             if !self.raw.has_ready() {
@@ -496,7 +495,7 @@ impl Replica {
             }
             self.handle_ready(out)?;
         }
-        self.in_flight.take_writes(out);
+        self.in_flight.take(out);
         self.reads.take_ready(self.applied, &mut out.reads);
         out.fetches.append(&mut self.raw.mut_store().take_fetches());
         out.discard.append(&mut self.discard);

@@ -3,6 +3,11 @@
 mod common;
 
 use common::{Cluster, command, propose, put, read, value, wait};
+use std::path::Path;
+use std::sync::Arc;
+
+use varve_engine::backend::memory::Memory;
+use varve_engine::disk::sim::{Fault, FaultOn};
 use varve_engine::mvcc::CommandResponse;
 use varve_raft::{InitialCluster, NoTransport, Node};
 use varve_types::{ApiError, Command, MemberAttributes};
@@ -193,4 +198,92 @@ fn a_lost_log_is_noticed() {
         error.to_string().contains("the log was removed or lost"),
         "{error}"
     );
+}
+
+#[test]
+fn a_damaged_middle_of_the_log_refuses_to_start_and_says_where() {
+    let mut cluster = Cluster::start(1, |_| {});
+    let node = cluster.handle("n0");
+    for i in 0..20 {
+        put(&node, format!("k{i}").as_bytes(), b"v").unwrap();
+    }
+    let config = cluster.members["n0"].config.clone();
+    drop(cluster.members.get_mut("n0").unwrap().node.take());
+    let wal = Path::new("/data/wal");
+    let first = config.disk.list(wal).unwrap().remove(0);
+    let disk = &cluster.members["n0"].disk;
+    disk.corrupt(&wal.join(first), 5 * 4096 + 50, 1).unwrap();
+    let error = Node::start(config, Box::new(NoTransport), Box::new(())).unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, varve_raft::RaftError::Log(_)), "{text}");
+    assert!(
+        text.contains("/data/wal") && text.contains("damage"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_failed_sync_stops_the_node_for_good() {
+    let cluster = Cluster::start(1, |_| {});
+    let node = cluster.handle("n0");
+    put(&node, b"k", b"v").unwrap();
+    cluster.members["n0"].disk.inject(Fault {
+        on: FaultOn::Sync,
+        after: 0,
+        forever: false,
+        path_contains: "wal".into(),
+        errno: 5,
+    });
+    assert_eq!(put(&node, b"k", b"w").unwrap_err(), ApiError::Stopped);
+    assert_eq!(
+        put(&node, b"k", b"x").unwrap_err(),
+        ApiError::Stopped,
+        "also later"
+    );
+    let failure = node.failure().unwrap();
+    assert!(failure.contains("wal"), "{failure}");
+    assert_eq!(
+        value(&node.view(), b"k").unwrap(),
+        b"v",
+        "what was acknowledged can be read"
+    );
+    let errors = node.status().errors;
+    assert_eq!(errors, ["etcdserver: no leader".to_owned(), failure]);
+}
+
+#[test]
+fn an_engine_that_keeps_nothing_gets_the_whole_log_again() {
+    let mut cluster = Cluster::start(1, |config| {
+        config.open_store = Arc::new(|_| Ok(Arc::new(Memory::new())));
+        config.snapshot_catchup_entries = 0;
+    });
+    let node = cluster.handle("n0");
+    for i in 0..30 {
+        put(&node, format!("k{i}").as_bytes(), b"v").unwrap();
+        node.checkpoint().unwrap();
+    }
+    let hash = node.view().hash();
+    let config = cluster.members["n0"].config.clone();
+    drop(cluster.members.get_mut("n0").unwrap().node.take());
+    let node = Node::start(config, Box::new(NoTransport), Box::new(())).unwrap();
+    let view = wait("the log to be applied", || read(node.handle()).ok());
+    assert_eq!(view.hash(), hash);
+}
+
+#[test]
+fn a_store_ahead_of_the_log_is_refused() {
+    let mut cluster = Cluster::start(1, |_| {});
+    let node = cluster.handle("n0");
+    put(&node, b"a", b"v").unwrap();
+    cluster.crash("n0", 0);
+    let early = cluster.members["n0"].disk.crash_now(1);
+    cluster.boot("n0");
+    let node = cluster.handle("n0");
+    put(&node, b"b", b"v").unwrap();
+    node.checkpoint().unwrap();
+    let mut config = cluster.members["n0"].config.clone();
+    drop(cluster.members.get_mut("n0").unwrap().node.take());
+    config.disk = Arc::new(early);
+    let error = Node::start(config, Box::new(NoTransport), Box::new(())).unwrap_err();
+    assert!(error.to_string().contains("it has lost entries"), "{error}");
 }

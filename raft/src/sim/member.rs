@@ -22,15 +22,15 @@ use crate::start;
 use crate::stores::StoreFiles;
 use crate::transport::SnapshotStream;
 
-pub(super) struct Member {
+pub(crate) struct Member {
     id: u64,
     config: Config,
     disk: SimDisk,
     stores: TestStores,
     boot_seed: u64,
-    pub(super) lives: u64,
+    pub(crate) lives: u64,
     wal: Wal,
-    pub(super) replica: Replica,
+    pub(crate) replica: Replica,
     applier: Applier,
     files: StoreFiles,
     loading: Arc<Loading>,
@@ -39,11 +39,11 @@ pub(super) struct Member {
     jobs: VecDeque<ApplyJob>,
     /// Index up to which the log is durable, as the simulation knows it.
     durable_index: u64,
-    pub(super) installed: u64,
+    pub(crate) installed: u64,
 }
 
 impl Member {
-    pub(super) fn new(
+    pub(crate) fn new(
         initial: &InitialCluster,
         member: &membership::Member,
         catchup_entries: u64,
@@ -119,9 +119,14 @@ impl Member {
         }
     }
 
+    /// Jobs that wait for the applier.
+    pub(crate) fn jobs(&self) -> &VecDeque<ApplyJob> {
+        &self.jobs
+    }
+
     /// Power loss: log writes that had not completed and all since the store's
     /// last checkpoint are gone.
-    pub(super) fn crash(&mut self, seed: u64) {
+    pub(crate) fn crash(&mut self, seed: u64) {
         let disk = self.disk.crash_now(seed);
         let stores = self.stores.after_power_loss();
         let shared: Arc<dyn Disk> = Arc::new(disk.clone());
@@ -133,12 +138,12 @@ impl Member {
         self.installed = installed;
     }
 
-    pub(super) fn step(&mut self, input: Input) {
+    pub(crate) fn step(&mut self, input: Input) {
         self.replica.step(input).unwrap();
     }
 
     /// Takes the replica's outputs; returns those that leave the member.
-    pub(super) fn poll(&mut self) -> Output {
+    pub(crate) fn poll(&mut self) -> Output {
         let mut output = Output::default();
         self.replica.poll(&mut output).unwrap();
         self.writes.extend(output.writes.drain(..));
@@ -169,7 +174,7 @@ impl Member {
     }
 
     /// The log writes and syncs the next group.
-    pub(super) fn complete_write(&mut self) {
+    pub(crate) fn complete_write(&mut self) {
         let Some(LogWrite { ticket, mut group }) = self.writes.pop_front() else {
             return;
         };
@@ -188,7 +193,7 @@ impl Member {
     }
 
     /// The applier does its next job; its index and the hash after it.
-    pub(super) fn apply(&mut self) -> Option<(u64, u128)> {
+    pub(crate) fn apply(&mut self) -> Option<(u64, u128)> {
         let batch = match self.jobs.pop_front()? {
             ApplyJob::Entries(entries) => {
                 let last = entries.last()?.index;
@@ -217,17 +222,17 @@ impl Member {
         Some((batch.index, hash))
     }
 
-    pub(super) fn checkpoint(&mut self) {
+    pub(crate) fn checkpoint(&mut self) {
         let index = self.applier.checkpoint().unwrap();
         self.step(Input::Checkpointed(index));
     }
 
-    pub(super) fn view(&self) -> Arc<View> {
+    pub(crate) fn view(&self) -> Arc<View> {
         self.applier.view()
     }
 
     /// A snapshot for another member.
-    pub(super) fn stream(&self, to: u64, message: eraftpb::Message) -> Stream {
+    pub(crate) fn stream(&self, to: u64, message: eraftpb::Message) -> Stream {
         let outgoing = Outgoing::new(message, self.view(), Box::new(|_| ())).unwrap();
         Stream {
             from: self.id,
@@ -241,18 +246,18 @@ impl Member {
 }
 
 /// A snapshot on its way.
-pub(super) struct Stream {
-    pub(super) from: u64,
-    pub(super) to: u64,
-    pub(super) from_life: u64,
+pub(crate) struct Stream {
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    pub(crate) from_life: u64,
     outgoing: Outgoing,
     incoming: Option<Incoming>,
-    pub(super) loaded: Option<LoadedStore>,
+    pub(crate) loaded: Option<LoadedStore>,
 }
 
 impl Stream {
     /// Carries the next part over; at the end, whether it was delivered.
-    pub(super) fn advance(&mut self, to: &Member) -> Option<bool> {
+    pub(crate) fn advance(&mut self, to: &Member) -> Option<bool> {
         let incoming = self.incoming.get_or_insert_with(|| {
             let applied = to.view().applied().index;
             Incoming::new(

@@ -23,7 +23,7 @@ use crate::initial_cluster::InitialCluster;
 use crate::io::Input;
 use crate::sink::{Completion, Proposal, ReadSink, ReplySink};
 
-mod member;
+pub(crate) mod member;
 #[path = "../../tests/common/stores.rs"]
 #[allow(unreachable_pub)]
 mod stores;

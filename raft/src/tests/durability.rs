@@ -1,0 +1,203 @@
+//! What may leave a replica before what is durable.
+
+use bytes::Bytes;
+use raft::eraftpb::{Entry, Message, MessageType};
+
+use crate::initial_cluster::InitialCluster;
+use crate::io::{ApplyJob, Input, Output};
+use crate::sim::member::Member;
+use crate::wire;
+
+/// One member of three, and the ids of the two others, who are played by the test.
+fn member_of_three() -> (Member, u64, [u64; 2]) {
+    let list = "a=http://10.0.0.1:1,b=http://10.0.0.2:1,c=http://10.0.0.3:1";
+    let initial = InitialCluster::parse(list).unwrap();
+    let membership = initial.membership("sim").unwrap();
+    let mut members = membership.members();
+    let own = members.next().unwrap();
+    let others = [members.next().unwrap().id, members.next().unwrap().id];
+    (Member::new(&initial, own, 1000, 1), own.id, others)
+}
+
+fn types(output: &Output) -> Vec<MessageType> {
+    let messages = output.messages.iter().flat_map(|(_, messages)| messages);
+    messages
+        .map(|bytes| wire::decode(bytes).unwrap().get_msg_type())
+        .collect()
+}
+
+fn message(kind: MessageType, from: u64, to: u64, term: u64) -> Message {
+    let mut message = Message {
+        from,
+        to,
+        term,
+        ..Message::default()
+    };
+    message.set_msg_type(kind);
+    message
+}
+
+fn deliver(member: &mut Member, message: &Message) -> Output {
+    member.step(Input::Peer {
+        from: message.from,
+        bytes: wire::encode(message),
+    });
+    member.poll()
+}
+
+fn append(from: u64, to: u64, term: u64) -> Message {
+    let mut append = message(MessageType::MsgAppend, from, to, term);
+    (append.index, append.log_term, append.commit) = (1, 1, 1);
+    let entry = Entry {
+        index: 2,
+        term,
+        ..Entry::default()
+    };
+    append.set_entries(vec![entry].into());
+    append
+}
+
+/// Makes the member leader of term 2, as far as asking for votes goes.
+fn candidate(member: &mut Member, own: u64, others: [u64; 2]) -> Output {
+    let mut output = Output::default();
+    while !types(&output).contains(&MessageType::MsgRequestPreVote) {
+        member.step(Input::Tick);
+        output = member.poll();
+    }
+    deliver(
+        member,
+        &message(MessageType::MsgRequestPreVoteResponse, others[0], own, 2),
+    )
+}
+
+fn leader(member: &mut Member, own: u64, others: [u64; 2]) -> Output {
+    candidate(member, own, others);
+    member.complete_write();
+    member.poll();
+    let vote = message(MessageType::MsgRequestVoteResponse, others[0], own, 2);
+    let output = deliver(member, &vote);
+    assert!(member.replica.status().is_leader);
+    output
+}
+
+#[test]
+fn votes_are_asked_for_after_the_own_vote_is_durable() {
+    let (mut member, own, others) = member_of_three();
+    let output = candidate(&mut member, own, others);
+    assert_eq!(types(&output), []);
+    member.complete_write();
+    assert_eq!(types(&member.poll()), [MessageType::MsgRequestVote; 2]);
+}
+
+#[test]
+fn a_vote_is_given_after_it_is_durable_and_survives() {
+    let (mut member, own, others) = member_of_three();
+    let mut request = message(MessageType::MsgRequestVote, others[0], own, 5);
+    (request.index, request.log_term) = (1, 1);
+    assert_eq!(types(&deliver(&mut member, &request)), []);
+    // A crash now forgets the vote, so nobody must have heard of it.
+    member.complete_write();
+    assert_eq!(types(&member.poll()), [MessageType::MsgRequestVoteResponse]);
+    member.crash(0);
+    let mut rival = message(MessageType::MsgRequestVote, others[1], own, 5);
+    (rival.index, rival.log_term) = (1, 1);
+    let output = deliver(&mut member, &rival);
+    let bytes = &output.messages[0].1[0];
+    assert!(wire::decode(bytes).unwrap().reject, "one vote in term 5");
+}
+
+#[test]
+fn entries_are_acknowledged_after_they_are_durable_but_heartbeats_do_not_wait() {
+    let (mut member, own, others) = member_of_three();
+    deliver(
+        &mut member,
+        &message(MessageType::MsgHeartbeat, others[0], own, 2),
+    );
+    member.complete_write(); // term 2
+    member.poll();
+    assert_eq!(types(&deliver(&mut member, &append(others[0], own, 2))), []);
+    let heartbeat = message(MessageType::MsgHeartbeat, others[0], own, 2);
+    assert_eq!(
+        types(&deliver(&mut member, &heartbeat)),
+        [MessageType::MsgHeartbeatResponse]
+    );
+    member.complete_write();
+    assert_eq!(types(&member.poll()), [MessageType::MsgAppendResponse]);
+}
+
+#[test]
+fn a_heartbeat_of_a_new_term_waits_until_that_is_durable() {
+    let (mut member, own, others) = member_of_three();
+    let heartbeat = message(MessageType::MsgHeartbeat, others[0], own, 2);
+    assert_eq!(types(&deliver(&mut member, &heartbeat)), []);
+    member.complete_write();
+    assert_eq!(types(&member.poll()), [MessageType::MsgHeartbeatResponse]);
+}
+
+#[test]
+fn a_leader_sends_beside_its_own_write_and_applies_after_it() {
+    let (mut member, own, others) = member_of_three();
+    let output = leader(&mut member, own, others);
+    assert_eq!(
+        types(&output),
+        [MessageType::MsgAppend; 2],
+        "before the own write completed"
+    );
+    // Both others have everything: committed, but not durable here.
+    for other in others {
+        let mut ack = message(MessageType::MsgAppendResponse, other, own, 2);
+        ack.index = member.replica.status().last_index;
+        deliver(&mut member, &ack);
+    }
+    let status = member.replica.status();
+    assert_eq!(status.commit_index, status.last_index);
+    assert!(
+        member.jobs().is_empty(),
+        "applied before it is durable in the own log"
+    );
+    member.complete_write();
+    member.poll();
+    member.complete_write();
+    member.poll();
+    let handed: Vec<u64> = member
+        .jobs()
+        .iter()
+        .flat_map(|job| match job {
+            ApplyJob::Entries(entries) => entries.iter().map(|entry| entry.index).collect(),
+            ApplyJob::Install(_) => vec![],
+        })
+        .collect();
+    assert_eq!(handed.last(), Some(&status.last_index));
+}
+
+#[test]
+fn hostile_messages_change_nothing() {
+    let (mut member, own, others) = member_of_three();
+    deliver(&mut member, &append(others[0], own, 2));
+    member.complete_write();
+    member.poll();
+    let before = member.replica.status();
+    let stranger = message(MessageType::MsgHeartbeat, 99, own, 100);
+    deliver(&mut member, &stranger);
+    let mut masked = append(others[0], own, 100);
+    masked.from = others[1];
+    member.step(Input::Peer {
+        from: others[0],
+        bytes: wire::encode(&masked),
+    });
+    let mut lost = message(MessageType::MsgHeartbeat, others[0], own, 2);
+    lost.commit = 1000;
+    deliver(&mut member, &lost);
+    let mut conflicting = append(others[0], own, 2);
+    (conflicting.index, conflicting.log_term) = (0, 0);
+    conflicting.mut_entries()[0].index = 1;
+    deliver(&mut member, &conflicting);
+    for garbage in [&b""[..], b"garbage", &[1; 200]] {
+        member.step(Input::Peer {
+            from: others[0],
+            bytes: Bytes::from_static(garbage),
+        });
+    }
+    member.poll();
+    assert_eq!(member.replica.status(), before);
+}
