@@ -90,11 +90,15 @@ impl Config {
         Duration::from_secs(5) + 2 * self.election_timeout
     }
 
-    /// `duration` in heartbeat intervals, rounded up, at least one.
+    /// The replica's unit of time: a tenth of a heartbeat, so that members seldom
+    /// stand for election at the same moment.
+    pub(crate) fn tick(&self) -> Duration {
+        (self.heartbeat_interval / 10).max(Duration::from_millis(1))
+    }
+
+    /// `duration` in ticks, rounded up, at least one.
     pub(crate) fn ticks(&self, duration: Duration) -> u64 {
-        let tick = self.heartbeat_interval.as_micros().max(1);
-        u64::try_from(duration.as_micros().div_ceil(tick))
-            .unwrap_or(u64::MAX)
-            .max(1)
+        let ticks = duration.as_micros().div_ceil(self.tick().as_micros());
+        u64::try_from(ticks).unwrap_or(u64::MAX).max(1)
     }
 }

@@ -203,8 +203,8 @@ impl std::fmt::Debug for Node {
 fn settings(config: &Config, member_id: u64) -> Settings {
     Settings {
         member_id,
-        election_ticks: usize::try_from(config.ticks(config.election_timeout))
-            .unwrap_or(usize::MAX),
+        heartbeat_ticks: config.ticks(config.heartbeat_interval),
+        election_ticks: config.ticks(config.election_timeout),
         request_timeout_ticks: config.ticks(config.request_timeout()),
         read_retry_ticks: config.ticks(READ_RETRY),
         max_pending_bytes: config.max_pending_bytes,
@@ -255,7 +255,7 @@ impl Threads {
             fetch: fetches,
             transport,
         };
-        let tick = config.heartbeat_interval;
+        let tick = config.tick();
         Ok(Self {
             replica: spawn("varve-replica", shared, move |shared| {
                 driver::run_replica(replica, &input_queue, outlets, shared, tick)

@@ -51,8 +51,8 @@ const MAX_HELD_READS: usize = 64;
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) member_id: u64,
-    /// A tick is a heartbeat interval.
-    pub(crate) election_ticks: usize,
+    pub(crate) heartbeat_ticks: u64,
+    pub(crate) election_ticks: u64,
     pub(crate) request_timeout_ticks: u64,
     pub(crate) read_retry_ticks: u64,
     pub(crate) max_pending_bytes: usize,
@@ -79,6 +79,15 @@ pub(crate) struct ReplicaStatus {
     pub(crate) failed_proposals: u64,
     pub(crate) failed_reads: u64,
     pub(crate) read_rounds: u64,
+}
+
+/// From 1.1 to 1.4 election timeouts. Under 1, others would not listen, as they
+/// heard of the leader too lately; the tenth makes up for clocks out of step. Up
+/// to 2, as in the Raft paper, writes would wait longer than they must: with ten
+/// ticks to a heartbeat the range is wide enough to keep candidates apart.
+fn election_range(election_ticks: u64) -> std::ops::RangeInclusive<u64> {
+    let first = election_ticks + election_ticks.div_ceil(10);
+    first..=first.max(election_ticks * 14 / 10)
 }
 
 /// One member's part in the consensus.
@@ -132,8 +141,10 @@ impl Replica {
         log.set_applied(applied, conf_state);
         let config = raft::Config {
             id: settings.member_id,
-            election_tick: settings.election_ticks,
-            heartbeat_tick: 1,
+            election_tick: settings.election_ticks as usize,
+            heartbeat_tick: settings.heartbeat_ticks as usize,
+            min_election_tick: *election_range(settings.election_ticks).start() as usize,
+            max_election_tick: *election_range(settings.election_ticks).end() as usize + 1,
             applied,
             max_size_per_msg: 1 << 20,
             max_inflight_msgs: 512,
@@ -274,18 +285,19 @@ impl Replica {
         self.reads.expire(self.tick);
     }
 
-    /// The ticks without a leader after which to stand for election: from one to
-    /// two election timeouts, drawn anew for each election timeout that passes.
-    /// raft-rs would ask the thread's generator; this is a function of the inputs,
-    /// so that a simulated run comes out the same again.
+    /// The ticks without a leader after which to stand for election, drawn anew
+    /// for each election timeout that passes. raft-rs would ask the thread's
+    /// generator; this is a function of the inputs, so that a simulated run comes
+    /// out the same again.
     fn election_timeout(&self) -> usize {
-        let ticks = self.settings.election_ticks as u64;
-        let mut draw =
-            self.settings.incarnation ^ (self.tick / ticks).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let round = self.tick / self.settings.election_ticks;
+        let mut draw = self.settings.incarnation ^ round.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         // The finalizer of splitmix64.
         draw = (draw ^ (draw >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         draw = (draw ^ (draw >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (ticks + (draw ^ (draw >> 31)) % ticks) as usize
+        let range = election_range(self.settings.election_ticks);
+        let width = range.end() - range.start() + 1;
+        (range.start() + (draw ^ (draw >> 31)) % width) as usize
     }
 
     fn peer_message(&mut self, from: u64, bytes: &Bytes) {

@@ -72,9 +72,10 @@ impl Member {
         let id = started.identity.member_id;
         let settings = Settings {
             member_id: id,
-            election_ticks: 10,
-            request_timeout_ticks: 70,
-            read_retry_ticks: 5,
+            heartbeat_ticks: 2,
+            election_ticks: 20,
+            request_timeout_ticks: 140,
+            read_retry_ticks: 10,
             max_pending_bytes: 1 << 20,
             max_apply_bytes: 2 << 10,
             catchup_entries: config.snapshot_catchup_entries,

@@ -165,8 +165,8 @@ impl Simulation {
             self.trouble(id);
         }
         match self.rng.below(100) {
-            0..=9 => self.input(id, Input::Tick),
-            10..=24 => self.write(id),
+            0..=14 => self.input(id, Input::Tick),
+            15..=24 => self.write(id),
             25..=31 => self.read(id),
             32..=64 => self.deliver(id),
             65..=81 => self.members.get_mut(&id).unwrap().complete_write(),
