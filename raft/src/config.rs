@@ -14,6 +14,8 @@ use crate::stores::StoreOpener;
 pub struct Config {
     /// Where log and store are.
     pub data_dir: PathBuf,
+    /// Where the log is instead, such as on a disk of its own.
+    pub wal_dir: Option<PathBuf>,
     /// This member's name; one of `initial_cluster`'s.
     pub name: String,
     /// The URLs it advertises to peers.
@@ -65,6 +67,7 @@ impl Config {
         let url = "http://localhost:2380".to_owned();
         Self {
             data_dir: data_dir.into(),
+            wal_dir: None,
             name: "default".to_owned(),
             advertise_peer_urls: vec![url.clone()],
             initial_cluster: InitialCluster::single("default", url),

@@ -53,7 +53,10 @@ pub(crate) fn open(config: &Config, wal_config: WalConfig) -> Result<Started, Ra
     let identity = identify(config, &bootstrap)?;
 
     let mut replay = Replay::new(config.log_cache_bytes);
-    let wal_dir = config.data_dir.join("wal");
+    let wal_dir = match &config.wal_dir {
+        Some(dir) => dir.clone(),
+        None => config.data_dir.join("wal"),
+    };
     let (mut wal, recovered) = Wal::open(
         disk.clone(),
         &wal_dir,

@@ -243,6 +243,7 @@ fn raft_config(config: &Config, data_dir: &DataDir, storage: &Storage) -> varve_
     };
     varve_raft::Config {
         name: config.name.clone(),
+        wal_dir: config.wal_dir.clone(),
         advertise_peer_urls: texts(&config.advertise_peer_urls),
         initial_cluster,
         initial_cluster_token: config.initial_cluster_token.clone(),

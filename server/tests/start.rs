@@ -277,3 +277,19 @@ fn systemd_is_told_when_it_serves() {
     );
     assert!(said.contains("disk: "), "{said}");
 }
+
+#[tokio::test]
+async fn the_log_in_a_directory_of_its_own() {
+    let mut cluster = Cluster::prepare(1, &[]);
+    let wal_dir = cluster.path().join("logs/wal");
+    cluster.flags = vec!["--wal-dir".to_owned(), wal_dir.display().to_string()];
+    cluster.spawn(0);
+    cluster.wait_healthy();
+    put(&cluster.client(), "k", "v").await.unwrap();
+    cluster.members[0].kill();
+    assert!(std::fs::read_dir(&wal_dir).unwrap().next().is_some());
+    assert!(!cluster.members[0].data_dir.join("wal").exists());
+    cluster.spawn(0);
+    cluster.wait_healthy();
+    assert_eq!(get(&cluster.client(), "k").await.as_deref(), Some("v"));
+}

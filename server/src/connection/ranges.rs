@@ -166,7 +166,6 @@ fn piece(
             None
         }
         (Err(error), _, _) => {
-            drop(writer);
             out.truncate(start);
             encode_error(out, opcode::RANGE, request_id, &wire_error(&error, view));
             None

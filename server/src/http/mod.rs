@@ -56,11 +56,10 @@ pub async fn serve(service: Arc<Service>, stream: TcpStream, port: Port) {
 }
 
 async fn route(service: &Service, port: Port, request: &Request<Incoming>) -> Reply {
-    let known = match (port, request.uri().path()) {
-        (Port::Client, "/health" | "/metrics") | (Port::Peer, "/members") => true,
-        (_, "/version") => true,
-        _ => false,
-    };
+    let known = matches!(
+        (port, request.uri().path()),
+        (Port::Client, "/health" | "/metrics") | (Port::Peer, "/members") | (_, "/version")
+    );
     if !known {
         return reply(StatusCode::NOT_FOUND, PLAIN, "404 page not found\n");
     }
