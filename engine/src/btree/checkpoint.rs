@@ -56,8 +56,7 @@ pub(super) fn checkpoint(shared: &Shared) -> Result<Applied> {
         directory: free_map.directory.first().copied().unwrap_or(0),
     };
     free_map.write(pager, state.number, &keeper.free_map);
-    write_back(shared, &unsealed).map_err(|error| shared.latch(error))?;
-    if let Err(error) = make_durable(shared, &meta) {
+    if let Err(error) = make_durable(shared, &meta, &unsealed) {
         // The writer is stopped, so nobody takes these pages while the file may
         // refer to them.
         give(shared, &free_map.replaced_by(&keeper.free_map));
@@ -68,6 +67,8 @@ pub(super) fn checkpoint(shared: &Shared) -> Result<Applied> {
     *keeper = Keeper { meta, free_map };
     shared.set_durable(state.number, state.applied);
     give(shared, &replaced);
+    drop(pin);
+    shared.recycle_if_idle();
     Ok(state.applied)
 }
 
@@ -88,8 +89,9 @@ fn write_back(shared: &Shared, unsealed: &[u64]) -> Result<()> {
     Ok(())
 }
 
-/// Syncs what `meta` leads to, and then `meta`.
-fn make_durable(shared: &Shared, meta: &Meta) -> Result<()> {
+/// Syncs what `meta` leads to, of which `pages` are new, and then `meta`.
+fn make_durable(shared: &Shared, meta: &Meta, pages: &[u64]) -> Result<()> {
+    write_back(shared, pages).map_err(|error| shared.latch(error))?;
     sync(shared)?;
     let offset = meta.page() * PAGE_BYTES as u64;
     let written = shared.pager().file().write_at(&meta.encode(), offset);

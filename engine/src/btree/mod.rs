@@ -28,6 +28,8 @@ mod check;
 mod checkpoint;
 mod delete_range;
 mod free_map;
+#[doc(hidden)]
+pub mod fuzz;
 mod leaf;
 mod merge;
 mod meta;

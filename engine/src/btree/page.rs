@@ -111,7 +111,7 @@ impl Page {
     }
 
     /// The page that `bytes` spell.
-    fn parse(bytes: &[u8]) -> Self {
+    pub(super) fn parse(bytes: &[u8]) -> Self {
         let mut page = Self::zeroed();
         page.rest.copy_from_slice(&bytes[CRC_BYTES..PAGE_BYTES]);
         page

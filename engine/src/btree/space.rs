@@ -23,7 +23,7 @@ const MIN_GROWTH_PAGES: u64 = 256;
 /// by at most this many,
 const MAX_GROWTH_PAGES: u64 = 16_384;
 /// and otherwise by this part of itself.
-const GROWTH_PART: u64 = 16;
+const GROWTH_PART: u64 = 32;
 
 /// Pages in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use crate::backend::Result;
 
 /// A neighbour with less room is full too. Less would fill leaves better and
 /// share more often, for fewer inserts each time.
-const WORTHWHILE_BYTES: usize = BODY_BYTES / 8;
+const WORTHWHILE_BYTES: usize = BODY_BYTES / 12;
 
 /// Shares the cells of the full leaf that `parent` leads to, and a new cell at
 /// slot `at`, with one of its neighbours; whether that could be done. Parent

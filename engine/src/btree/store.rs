@@ -100,6 +100,15 @@ impl Shared {
         *durable_applied = applied;
     }
 
+    /// Frees what nobody sees or needs any more, unless a batch is open: the
+    /// next one does it then.
+    pub(super) fn recycle_if_idle(&self) {
+        if let Ok(publisher) = self.writer.try_lock() {
+            let horizon = self.horizon(&publisher);
+            self.space().recycle(horizon);
+        }
+    }
+
     /// How far recycling may go now.
     pub(super) fn horizon(&self, publisher: &Publisher) -> Horizon {
         let oldest = publisher.oldest();
