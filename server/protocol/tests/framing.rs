@@ -247,6 +247,13 @@ impl Random {
 }
 
 #[test]
+fn the_corpus_is_whole() {
+    let corpus = fuzz::corpus();
+    assert_eq!(fuzz::repair(&corpus), corpus);
+    assert_eq!(fuzz::decode_stream(&corpus), 15);
+}
+
+#[test]
 fn mutations_never_panic() {
     let mut corpus = put_frame();
     corpus.extend(fuzz::corpus());
@@ -267,7 +274,10 @@ fn mutations_never_panic() {
                 }
             }
         }
-        let outcome = std::panic::catch_unwind(|| fuzz::decode_stream(&bytes));
+        let outcome = std::panic::catch_unwind(|| {
+            fuzz::decode_stream(&bytes);
+            fuzz::decode_stream(&fuzz::repair(&bytes));
+        });
         assert!(outcome.is_ok(), "seed {seed}");
         // And the bodies behind broken checksums.
         let body = bytes.get(HEADER_SIZE..).unwrap_or_default();
