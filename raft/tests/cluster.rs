@@ -163,3 +163,28 @@ fn leadership_is_handed_over() {
     node.shutdown().unwrap();
     put(&cluster.handle(&leader), b"k", b"2").unwrap();
 }
+
+#[test]
+fn writes_go_on_within_one_and_a_half_election_timeouts() {
+    let mut late = 0;
+    for seed in 0..3 {
+        let mut cluster = Cluster::start(3, |config| {
+            config.heartbeat_interval = Duration::from_millis(100);
+            config.election_timeout = Duration::from_millis(1000);
+        });
+        let leader = cluster.leader();
+        put_for_sure(&cluster.handle(&leader), b"k", b"1");
+        let other = names(&cluster)
+            .into_iter()
+            .find(|name| *name != leader)
+            .unwrap();
+        let killed = std::time::Instant::now();
+        cluster.crash(&leader, seed);
+        put_for_sure(&cluster.handle(&other), b"k", b"2");
+        let without = killed.elapsed();
+        println!("{without:?} without a leader");
+        late += u32::from(without > Duration::from_millis(1500));
+    }
+    // Two members may happen to stand for election at the same moment.
+    assert!(late < 2, "{late} of 3 took longer");
+}
