@@ -32,6 +32,9 @@ use crate::transport::Transport;
 /// Inputs taken in one turn, so that ticks come through.
 const MAX_INPUTS_PER_TURN: usize = 4096;
 
+/// Ticks in one turn: those of one heartbeat.
+const MAX_TICKS_PER_TURN: usize = 10;
+
 /// Entries that are applied as one batch.
 const MAX_BATCH_ENTRIES: usize = 4096;
 
@@ -133,13 +136,27 @@ fn replica_loop(
                 Err(_) => break,
             }
         }
-        let now = Instant::now();
-        if now >= next_tick {
-            replica.step(Input::Tick)?;
-            // After a pause of the process one tick passes, not all that were missed.
-            next_tick = (next_tick + tick).max(now + tick / 2);
-        }
+        next_tick = tick_until(Instant::now(), next_tick, tick, replica)?;
     }
+}
+
+/// Steps the ticks that are due; when the next one is. A thread that came late
+/// makes up for it, but not for a pause of the whole process: the messages that
+/// came meanwhile must count first.
+fn tick_until(
+    now: Instant,
+    mut next_tick: Instant,
+    tick: Duration,
+    replica: &mut Replica,
+) -> Result<Instant, RaftError> {
+    for _ in 0..MAX_TICKS_PER_TURN {
+        if now < next_tick {
+            return Ok(next_tick);
+        }
+        replica.step(Input::Tick)?;
+        next_tick += tick;
+    }
+    Ok(next_tick.max(now + tick))
 }
 
 fn step(replica: &mut Replica, input: Input, shared: &Shared) -> Result<(), RaftError> {

@@ -239,6 +239,37 @@ impl Replica {
         Ok(())
     }
 
+    /// Tells raft-rs of stores that other members sent. What they hold is committed,
+    /// whoever leads by now: so they are taken as sent by the present leader, or a
+    /// change of leader would waste the transfer.
+    pub(crate) fn take_arrived(&mut self) {
+        for mut loaded in std::mem::take(&mut self.arrived) {
+            let raft = &self.raw.raft;
+            let own_id = self.settings.member_id;
+            let index = loaded.message.get_snapshot().get_metadata().index;
+            if self.is_recording_snapshot
+                || self.is_leader()
+                || loaded.message.to != own_id
+                || loaded.message.term > raft.term
+            {
+                self.discard.push(loaded);
+                continue;
+            }
+            loaded.message.from = raft.leader_id;
+            loaded.message.term = raft.term;
+            if let Err(error) = self.raw.step(loaded.message.clone()) {
+                tracing::debug!("raft: {error}");
+            }
+            match self.raw.raft.snap() {
+                Some(snapshot) if snapshot.get_metadata().index == index => {
+                    self.loaded = Some(loaded);
+                    self.is_recording_snapshot = true;
+                }
+                _ => self.discard.push(loaded), // it came too late to be of use
+            }
+        }
+    }
+
     /// Begins the log anew after the snapshot of the store that was loaded.
     fn record_snapshot(
         &mut self,

@@ -44,8 +44,8 @@ const MAX_WRITES_OUT: usize = 2;
 /// Entries proposed in one turn.
 const MAX_ENTRIES_PER_TURN: usize = 4;
 
-/// Reads of other members that wait for this leader's first commit.
-const MAX_HELD_READS: usize = 64;
+/// Messages of other members that wait until this leader can do what they ask.
+const MAX_HELD: usize = 64;
 
 /// Settings of a replica, in ticks and bytes.
 #[derive(Debug, Clone)]
@@ -111,7 +111,10 @@ pub(crate) struct Replica {
     /// Until the log names that store durably.
     pub(crate) is_recording_snapshot: bool,
     pub(crate) discard: Vec<LoadedStore>,
-    held_reads: Vec<Message>,
+    /// Stores that other members sent, before raft-rs was told.
+    pub(crate) arrived: Vec<LoadedStore>,
+    /// What other members asked of this leader that it cannot do yet.
+    held: Vec<Message>,
     leader: u64,
     /// The term in which `leader` was noted.
     leader_term: u64,
@@ -178,7 +181,8 @@ impl Replica {
             loaded: None,
             is_recording_snapshot: false,
             discard: Vec::new(),
-            held_reads: Vec::new(),
+            arrived: Vec::new(),
+            held: Vec::new(),
             leader: 0,
             leader_term: 0,
             leader_changes: 0,
@@ -228,7 +232,7 @@ impl Replica {
                     self.raw.on_entries_fetched(context);
                 }
             }
-            Input::SnapshotLoaded(loaded) => self.snapshot_loaded(*loaded),
+            Input::SnapshotLoaded(loaded) => self.arrived.push(*loaded),
             Input::SnapshotSent { to, delivered } => {
                 let status = if delivered {
                     SnapshotStatus::Finish
@@ -315,14 +319,23 @@ impl Replica {
         match message.get_msg_type() {
             // See `tick`.
             MessageType::MsgTimeoutNow if self.is_recording_snapshot => {}
-            MessageType::MsgReadIndex
-                if self.is_leader() && !self.raw.raft.commit_to_current_term() =>
+            // raft-rs would drop these, and their clients would wait for a timeout.
+            MessageType::MsgReadIndex | MessageType::MsgPropose
+                if self.is_leader() && !self.can_lead(&message) =>
             {
-                if self.held_reads.len() < MAX_HELD_READS {
-                    self.held_reads.push(message);
+                if self.held.len() < MAX_HELD {
+                    self.held.push(message);
                 }
             }
             _ => self.ignore(|raw| raw.step(message)),
+        }
+    }
+
+    /// Whether this leader can do now what a message of another member asks.
+    fn can_lead(&self, message: &Message) -> bool {
+        match message.get_msg_type() {
+            MessageType::MsgPropose => self.raw.raft.lead_transferee.is_none(),
+            _ => self.raw.raft.commit_to_current_term(),
         }
     }
 
@@ -408,23 +421,6 @@ impl Replica {
         self.in_flight.restate(&marker, first, &self.written_state)
     }
 
-    fn snapshot_loaded(&mut self, loaded: LoadedStore) {
-        let message = loaded.message.clone();
-        let index = message.get_snapshot().get_metadata().index;
-        let from_member = self.membership.get(message.from).is_some();
-        if self.is_recording_snapshot || !from_member || message.to != self.settings.member_id {
-            return self.discard.push(loaded);
-        }
-        self.ignore(|raw| raw.step(message));
-        match self.raw.raft.snap() {
-            Some(snapshot) if snapshot.get_metadata().index == index => {
-                self.loaded = Some(loaded);
-                self.is_recording_snapshot = true;
-            }
-            _ => self.discard.push(loaded), // it came too late to be of use
-        }
-    }
-
     /// Hands leadership to the voter that has most of the log.
     fn hand_over(&mut self) {
         let own_id = self.settings.member_id;
@@ -448,9 +444,12 @@ impl Replica {
         if self.raw.raft.leader_id == 0 {
             return;
         }
-        if self.is_leader() && self.raw.raft.commit_to_current_term() {
-            for message in std::mem::take(&mut self.held_reads) {
+        self.take_arrived();
+        for message in std::mem::take(&mut self.held) {
+            if self.can_lead(&message) {
                 self.ignore(|raw| raw.step(message));
+            } else {
+                self.held.push(message);
             }
         }
         self.ask_for_indexes();
@@ -536,7 +535,13 @@ impl Replica {
                 self.leader
             );
         }
-        self.held_reads.clear();
+        // Reads are asked for again by those who wait for them.
+        let own_id = self.settings.member_id;
+        self.held
+            .retain(|message| message.get_msg_type() == MessageType::MsgPropose);
+        for message in &mut self.held {
+            message.from = own_id; // it goes on to the new leader
+        }
         self.leader = leader;
         self.leader_term = self.raw.raft.term;
         self.reads.ask_again();
