@@ -14,8 +14,22 @@ use std::sync::Arc;
 #[doc(hidden)]
 pub mod conformance;
 mod error;
+#[cfg(feature = "fjall")]
+pub mod fjall;
+#[cfg(any(feature = "lmdb", feature = "redb", feature = "fjall"))]
+mod held;
+#[cfg(feature = "lmdb")]
+pub mod lmdb;
 pub mod memory;
+#[cfg(any(feature = "redb", feature = "fjall"))]
+mod overlay;
+#[cfg(feature = "redb")]
+pub mod redb;
 pub mod registry;
+#[cfg(any(feature = "lmdb", feature = "redb", feature = "fjall"))]
+mod store_dir;
+#[cfg(any(feature = "lmdb", feature = "redb", feature = "fjall"))]
+mod tagged;
 mod treap;
 
 pub use error::BackendError;

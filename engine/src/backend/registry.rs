@@ -9,7 +9,16 @@ use crate::btree::{self, Btree};
 use crate::disk::Disk;
 
 /// Names of the engines, the default first.
-pub const NAMES: [&str; 2] = [btree::NAME, memory::NAME];
+pub const NAMES: &[&str] = &[
+    btree::NAME,
+    memory::NAME,
+    #[cfg(feature = "lmdb")]
+    super::lmdb::NAME,
+    #[cfg(feature = "redb")]
+    super::redb::NAME,
+    #[cfg(feature = "fjall")]
+    super::fjall::NAME,
+];
 
 /// What can be chosen when an engine is opened; each takes what concerns it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -20,6 +29,7 @@ pub struct Options {
 
 /// Opens the engine `name` with its file or files in `dir`, which must exist.
 /// An engine whose store is there opens that; otherwise it makes a new one.
+/// Engines from other crates do their own I/O: they pass `disk` by.
 ///
 /// # Errors
 ///
@@ -37,6 +47,12 @@ pub fn open(
             options.btree,
         )?)),
         memory::NAME => Ok(Arc::new(Memory::new())),
+        #[cfg(feature = "lmdb")]
+        super::lmdb::NAME => Ok(Arc::new(super::lmdb::Lmdb::open(&dir.join(name))?)),
+        #[cfg(feature = "redb")]
+        super::redb::NAME => Ok(Arc::new(super::redb::Redb::open(&dir.join(name))?)),
+        #[cfg(feature = "fjall")]
+        super::fjall::NAME => Ok(Arc::new(super::fjall::Fjall::open(&dir.join(name))?)),
         _ => Err(BackendError::UnknownEngine {
             name: name.to_owned(),
         }),
