@@ -6,6 +6,8 @@
 //! all trees, and what comes back after a crash is always some published state,
 //! at or after the last checkpoint, however much of the journal's unsynced end
 //! is lost. Should less come back, the store is refused (see `store_dir`).
+//! fjall itself does not open with every journal that a power loss can leave;
+//! `fjall_journal` cuts what is torn before fjall sees it.
 //!
 //! fjall's batches can't be read, hence `overlay`. Its journal has one lock: a
 //! batch that is published during a checkpoint waits for its sync.
@@ -17,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use ::fjall::{Database, Guard, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Slice};
 
+use super::fjall_journal;
 use super::held::HeldCount;
 use super::overlay::{Changes, Commit, OverlayBatch};
 use super::store_dir::{Checkpoint, StoreDir, io_error};
@@ -70,6 +73,7 @@ impl Fjall {
     pub fn open(path: &Path) -> Result<Self> {
         let (dir, checkpoint) = StoreDir::open(NAME, path)?;
         let data = dir.path().join(DATA);
+        let cut = fjall_journal::repair(&data, dir.path())?;
         let database = Database::builder(&data).cache_size(CACHE_BYTES).open();
         let database = database.map_err(fault("opening", path))?;
         let keyspace = database.keyspace(KEYSPACE, KeyspaceCreateOptions::default);
@@ -80,7 +84,10 @@ impl Fjall {
         });
         let state = Arc::new(State::newest(&store)?);
         match &checkpoint {
-            Some(checkpoint) => store.dir.verify(checkpoint, state.applied)?,
+            Some(checkpoint) => {
+                store.dir.verify(checkpoint, state.applied)?;
+                cut.forget()?;
+            }
             None => {
                 store.sync()?;
                 store.dir.write(&Checkpoint::default())?;
@@ -149,6 +156,9 @@ impl State {
 impl Read for State {
     fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Cow<'_, [u8]>>> {
         let key = TaggedKey::new(tree, key)?;
+        if key.len() > Fjall::MAX_TAGGED_KEY {
+            return Ok(None);
+        }
         let value = self.snapshot.get(&self.store.keyspace, &*key);
         let value = value.map_err(self.store.fault("reading"))?;
         // fjall lends a value by reference count, which a `Cow` can't hold.
@@ -162,7 +172,7 @@ impl Read for State {
         direction: Direction,
         visit: &mut Visitor<'_>,
     ) -> Result<()> {
-        let Some(bounds) = tagged_bounds(tree, bounds)? else {
+        let Some(bounds) = tagged_bounds(tree, bounds, Fjall::MAX_TAGGED_KEY)? else {
             return Ok(());
         };
         let keyspace = &self.store.keyspace;

@@ -345,7 +345,7 @@ fn scan(
     (tree, bounds, direction): (TreeId, Bounds<'_>, Direction),
     visit: &mut Visitor<'_>,
 ) -> Result<()> {
-    let Some(bounds) = tagged_bounds(tree, bounds)? else {
+    let Some(bounds) = tagged_bounds(tree, bounds, store.max_tagged_key)? else {
         return Ok(());
     };
     let bounds = borrowed(&bounds);
@@ -444,7 +444,7 @@ impl Batch for LmdbBatch<'_> {
     }
 
     fn delete_range(&mut self, tree: TreeId, bounds: Bounds<'_>) -> Result<u64> {
-        let Some(bounds) = tagged_bounds(tree, bounds)? else {
+        let Some(bounds) = tagged_bounds(tree, bounds, self.lmdb.store.max_tagged_key)? else {
             return Ok(0);
         };
         let database = &self.lmdb.store.database;
@@ -453,10 +453,11 @@ impl Batch for LmdbBatch<'_> {
     }
 
     fn publish(self: Box<Self>, applied: Applied) -> Result<()> {
+        // In this order, so that the transaction ends before the next can begin.
         let Self {
+            _writer,
             lmdb,
             mut txn,
-            _writer,
         } = *self;
         let value = encode_applied(applied);
         let put = lmdb.store.database.put(&mut txn, APPLIED, &value);

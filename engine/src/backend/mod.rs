@@ -16,6 +16,8 @@ pub mod conformance;
 mod error;
 #[cfg(feature = "fjall")]
 pub mod fjall;
+#[cfg(feature = "fjall")]
+mod fjall_journal;
 #[cfg(any(feature = "lmdb", feature = "redb", feature = "fjall"))]
 mod held;
 #[cfg(feature = "lmdb")]

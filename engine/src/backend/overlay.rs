@@ -62,7 +62,7 @@ impl<E> Read for OverlayBatch<'_, E> {
         direction: Direction,
         visit: &mut Visitor<'_>,
     ) -> Result<()> {
-        let Some(tagged) = tagged_bounds(tree, bounds)? else {
+        let Some(tagged) = tagged_bounds(tree, bounds, usize::MAX)? else {
             return Ok(());
         };
         let range = self.changes.range::<[u8], _>(borrowed(&tagged));
@@ -150,7 +150,7 @@ impl<E: Commit> Batch for OverlayBatch<'_, E> {
     }
 
     fn delete_range(&mut self, tree: TreeId, bounds: Bounds<'_>) -> Result<u64> {
-        let Some(tagged) = tagged_bounds(tree, bounds)? else {
+        let Some(tagged) = tagged_bounds(tree, bounds, usize::MAX)? else {
             return Ok(0);
         };
         let put: BTreeSet<Vec<u8>> = self
@@ -186,5 +186,157 @@ impl<E: Commit> Batch for OverlayBatch<'_, E> {
 
     fn publish(self: Box<Self>, applied: Applied) -> Result<()> {
         self.engine.commit(self.changes, applied)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Bound;
+    use std::sync::{Mutex, PoisonError};
+
+    use super::super::Backend;
+    use super::super::memory::Memory;
+    use super::*;
+
+    /// The `memory` engine, written through overlays.
+    struct Overlaid {
+        memory: Memory,
+        writer: Mutex<()>,
+    }
+
+    impl Commit for Overlaid {
+        const MAX_TAGGED_KEY: usize = 100;
+
+        fn commit(&self, changes: Changes, applied: Applied) -> Result<()> {
+            let mut batch = self.memory.begin()?;
+            for (tagged, change) in &changes {
+                let (tree, key) = (TreeId(tagged[0] - 1), untagged(tagged));
+                match change {
+                    Some(value) => batch.put(tree, key, value)?,
+                    // Removals are kept only for what is there.
+                    None => assert!(batch.delete(tree, key)?),
+                }
+            }
+            batch.publish(applied)
+        }
+    }
+
+    fn contents(
+        read: &dyn Read,
+        tree: TreeId,
+        bounds: Bounds<'_>,
+        direction: Direction,
+    ) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut entries = Vec::new();
+        read.scan(tree, bounds, direction, &mut |key, value| {
+            entries.push((key.to_vec(), value.to_vec()));
+            ControlFlow::Continue(())
+        })
+        .expect("scan");
+        entries
+    }
+
+    /// Every change and read of a batch is held against the `memory` engine's own.
+    #[test]
+    fn acts_as_a_batch_of_its_own() -> Result<()> {
+        let mut seed = 1u64;
+        let mut random = move |below: u64| {
+            seed = seed
+                .wrapping_mul(0x5851_f42d_4c95_7f2d)
+                .wrapping_add(0x1405_7b7e_f767_814f);
+            (seed >> 33) % below
+        };
+        let model = Memory::new();
+        let overlaid = Overlaid {
+            memory: Memory::new(),
+            writer: Mutex::new(()),
+        };
+        for round in 0..200u64 {
+            let mut expected = model.begin()?;
+            let writer = overlaid
+                .writer
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let base = overlaid.memory.snapshot()?;
+            let mut batch = Box::new(OverlayBatch::new(&overlaid, base, writer));
+            for _ in 0..random(20) {
+                let tree = TreeId(random(2) as u8);
+                let key = [random(30) as u8];
+                let end = [random(30) as u8];
+                let range = (Bound::Included(&key[..]), Bound::Excluded(&end[..]));
+                match random(8) {
+                    0 => assert_eq!(
+                        batch.delete_range(tree, range)?,
+                        expected.delete_range(tree, range)?
+                    ),
+                    1 | 2 => assert_eq!(batch.delete(tree, &key)?, expected.delete(tree, &key)?),
+                    3 => assert_eq!(batch.get(tree, &key)?, expected.get(tree, &key)?),
+                    _ => {
+                        let value = round.to_le_bytes();
+                        batch.put(tree, &key, &value)?;
+                        expected.put(tree, &key, &value)?;
+                    }
+                }
+                for direction in [Direction::Forward, Direction::Backward] {
+                    for bounds in [(Bound::Unbounded, Bound::Unbounded), range] {
+                        assert_eq!(
+                            contents(&*batch, tree, bounds, direction),
+                            contents(&*expected, tree, bounds, direction),
+                        );
+                    }
+                }
+                assert_eq!(batch.sums(tree, range)?, expected.sums(tree, range)?);
+            }
+            if random(4) > 0 {
+                let applied = Applied {
+                    term: 1,
+                    index: round,
+                };
+                batch.publish(applied)?;
+                expected.publish(applied)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_break_ends_the_scan_wherever_it_comes() -> Result<()> {
+        let overlaid = Overlaid {
+            memory: Memory::new(),
+            writer: Mutex::new(()),
+        };
+        let mut below = overlaid.memory.begin()?;
+        for key in [1u8, 3, 5] {
+            below.put(TreeId(0), &[key], b"below")?;
+        }
+        below.publish(Applied::default())?;
+        let writer = overlaid
+            .writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let base = overlaid.memory.snapshot()?;
+        let mut batch = OverlayBatch::new(&overlaid, base, writer);
+        for key in [2u8, 4, 6, 7] {
+            batch.put(TreeId(0), &[key], b"above")?;
+        }
+        for stop in 1..=7u8 {
+            let mut seen = Vec::new();
+            let all = (Bound::Unbounded, Bound::Unbounded);
+            batch.scan(TreeId(0), all, Direction::Forward, &mut |key, _| {
+                seen.push(key[0]);
+                if key[0] == stop {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            })?;
+            assert_eq!(seen, (1..=stop).collect::<Vec<_>>());
+        }
+        let long = batch.put(TreeId(0), &[0; 100], b"");
+        assert!(matches!(
+            long,
+            Err(super::super::BackendError::KeyTooLong { limit: 99, .. })
+        ));
+        Ok(())
     }
 }

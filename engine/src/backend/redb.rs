@@ -202,7 +202,7 @@ impl Read for State {
         direction: Direction,
         visit: &mut Visitor<'_>,
     ) -> Result<()> {
-        let Some(bounds) = tagged_bounds(tree, bounds)? else {
+        let Some(bounds) = tagged_bounds(tree, bounds, Redb::MAX_TAGGED_KEY)? else {
             return Ok(());
         };
         let range = self.table.range::<&[u8]>(borrowed(&bounds));

@@ -70,28 +70,49 @@ fn tag(tree: TreeId) -> Result<u8> {
 
 /// `bounds` within `tree`, or nothing where no key can lie in them: engines
 /// differ in what they make of inverted bounds, and some panic.
-pub(super) fn tagged_bounds(tree: TreeId, bounds: Bounds<'_>) -> Result<Option<TaggedBounds>> {
+///
+/// Bounds longer than `limit` bytes, tag included, are cut to it, as engines
+/// don't look for keys that they can't hold. No key is as long as such a bound,
+/// so whatever is above the bound is above the cut one, too, and the cut one
+/// itself is below.
+pub(super) fn tagged_bounds(
+    tree: TreeId,
+    bounds: Bounds<'_>,
+    limit: usize,
+) -> Result<Option<TaggedBounds>> {
     let tag = tag(tree)?;
     if super::is_empty(bounds) {
         return Ok(None);
     }
-    let place = |bound, open| match bound {
-        Bound::Included(key) => Bound::Included(TaggedKey::with_tag(tag, key)),
-        Bound::Excluded(key) => Bound::Excluded(TaggedKey::with_tag(tag, key)),
-        Bound::Unbounded => open,
+    let longest = limit - TAG_BYTES;
+    let tagged = |key| TaggedKey::with_tag(tag, key);
+    let start = match bounds.0 {
+        Bound::Included(key) | Bound::Excluded(key) if key.len() > longest => {
+            Bound::Excluded(tagged(&key[..longest]))
+        }
+        Bound::Included(key) => Bound::Included(tagged(key)),
+        Bound::Excluded(key) => Bound::Excluded(tagged(key)),
+        Bound::Unbounded => Bound::Included(tagged(&[])),
     };
-    Ok(Some((
-        place(bounds.0, Bound::Included(TaggedKey::with_tag(tag, &[]))),
-        place(bounds.1, Bound::Excluded(TaggedKey::with_tag(tag + 1, &[]))),
-    )))
+    let end = match bounds.1 {
+        Bound::Included(key) | Bound::Excluded(key) if key.len() > longest => {
+            Bound::Included(tagged(&key[..longest]))
+        }
+        Bound::Included(key) => Bound::Included(tagged(key)),
+        Bound::Excluded(key) => Bound::Excluded(tagged(key)),
+        Bound::Unbounded => Bound::Excluded(TaggedKey::with_tag(tag + 1, &[])),
+    };
+    let cut = (borrow(&start), borrow(&end));
+    Ok((!super::is_empty(cut)).then_some((start, end)))
+}
+
+fn borrow(bound: &Bound<TaggedKey>) -> Bound<&[u8]> {
+    bound.as_ref().map(Deref::deref)
 }
 
 /// The same bounds, borrowed.
 pub(super) fn borrowed(bounds: &TaggedBounds) -> Bounds<'_> {
-    (
-        bounds.0.as_ref().map(Deref::deref),
-        bounds.1.as_ref().map(Deref::deref),
-    )
+    (borrow(&bounds.0), borrow(&bounds.1))
 }
 
 /// The caller's key within a tagged one.
@@ -190,6 +211,8 @@ pub(super) fn decode_applied(engine: &'static str, value: Option<&[u8]>) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use std::ops::RangeBounds;
+
     use super::*;
 
     #[test]
@@ -197,7 +220,7 @@ mod tests {
         let last = TreeId(MAX_TREES as u8 - 1);
         let unbounded = (Bound::Unbounded, Bound::Unbounded);
         for (low, high) in [(TreeId(0), TreeId(1)), (TreeId(6), last)] {
-            let end_of_low = tagged_bounds(low, unbounded)?.map(|bounds| bounds.1);
+            let end_of_low = tagged_bounds(low, unbounded, usize::MAX)?.map(|bounds| bounds.1);
             let Some(Bound::Excluded(end)) = end_of_low else {
                 panic!("the end of a tree is open");
             };
@@ -206,6 +229,50 @@ mod tests {
         }
         assert!(APPLIED < &*TaggedKey::new(TreeId(0), &[])?);
         assert!(TaggedKey::new(TreeId(MAX_TREES as u8), &[]).is_err());
+        Ok(())
+    }
+
+    fn holds(bounds: Bounds<'_>, key: &[u8]) -> bool {
+        RangeBounds::<&[u8]>::contains(&bounds, &key)
+    }
+
+    /// Cut bounds hold the same keys, of those that an engine can hold.
+    #[test]
+    fn long_bounds_are_cut() -> Result<()> {
+        const LIMIT: usize = 3;
+        let mut words: Vec<Vec<u8>> = vec![Vec::new()];
+        for length in 0..4 {
+            for word in words.clone() {
+                if word.len() == length {
+                    words.extend([1, 2].map(|byte| [word.as_slice(), &[byte]].concat()));
+                }
+            }
+        }
+        let sides = |word| {
+            [
+                Bound::Included(word),
+                Bound::Excluded(word),
+                Bound::Unbounded,
+            ]
+        };
+        for (start, end) in words
+            .iter()
+            .flat_map(|start| words.iter().map(move |end| (start, end)))
+        {
+            for start in sides(start.as_slice()) {
+                for end in sides(end.as_slice()) {
+                    let cut = tagged_bounds(TreeId(0), (start, end), LIMIT)?;
+                    for key in words.iter().filter(|key| key.len() + TAG_BYTES <= LIMIT) {
+                        let tagged = TaggedKey::new(TreeId(0), key)?;
+                        let inside = cut
+                            .as_ref()
+                            .is_some_and(|cut| holds(borrowed(cut), &tagged));
+                        let expected = holds((start, end), key);
+                        assert_eq!(inside, expected, "{key:?} in {start:?} to {end:?}");
+                    }
+                }
+            }
+        }
         Ok(())
     }
 
