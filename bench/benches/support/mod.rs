@@ -22,7 +22,7 @@ pub(crate) const BATCH: usize = 1000;
 pub(crate) const TREE: TreeId = TreeId(1);
 
 /// The engines to measure, side by side.
-pub(crate) const ENGINES: &[&str] = &backend::NAMES;
+pub(crate) const ENGINES: &[&str] = backend::NAMES;
 
 /// Opens an empty store of an engine in a folder.
 pub(crate) fn open(engine: &str, folder: &Path) -> Arc<dyn Backend> {

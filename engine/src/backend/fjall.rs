@@ -24,7 +24,8 @@ use super::held::HeldCount;
 use super::overlay::{Changes, Commit, OverlayBatch};
 use super::store_dir::{Checkpoint, StoreDir, io_error};
 use super::tagged::{
-    APPLIED, TaggedKey, Walk, borrowed, decode_applied, encode_applied, tagged_bounds, untagged,
+    APPLIED, TAG_BYTES, TaggedKey, Walk, borrowed, decode_applied, encode_applied, tagged_bounds,
+    untagged,
 };
 use super::{
     Applied, Backend, BackendError, Batch, Bounds, CheckReport, Direction, Read, Result, Snapshot,
@@ -33,6 +34,9 @@ use super::{
 
 /// The name that `--engine` takes.
 pub const NAME: &str = "fjall";
+
+/// The longest key.
+pub const MAX_KEY_BYTES: usize = u16::MAX as usize - TAG_BYTES;
 
 const DATA: &str = "data";
 const KEYSPACE: &str = "varve";
@@ -198,7 +202,7 @@ impl Snapshot for State {
 }
 
 impl Commit for Fjall {
-    const MAX_TAGGED_KEY: usize = u16::MAX as usize;
+    const MAX_TAGGED_KEY: usize = MAX_KEY_BYTES + TAG_BYTES;
 
     fn commit(&self, changes: Changes, applied: Applied) -> Result<()> {
         let Store {

@@ -1,4 +1,9 @@
-//! Counting the snapshots that callers hold.
+//! Counting the snapshots that callers hold, for [`Stats::readers`].
+//!
+//! An engine keeps a published state in an `Arc` and gives it out through
+//! [`HeldCount::hold`]. The references that the engine itself has don't count.
+//!
+//! [`Stats::readers`]: super::Stats::readers
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -8,17 +13,17 @@ use super::{Applied, Bounds, Direction, Read, Result, Snapshot, Sums, TreeId, Vi
 
 /// How many snapshots of an engine are held.
 #[derive(Debug, Clone, Default)]
-pub(super) struct HeldCount(Arc<AtomicU64>);
+pub struct HeldCount(Arc<AtomicU64>);
 
 /// A published state, counted for as long as it is held.
-pub(super) struct Held<S> {
+pub struct Held<S> {
     state: Arc<S>,
     count: HeldCount,
 }
 
 impl HeldCount {
     /// `state` as a snapshot that counts.
-    pub(super) fn hold<S: Snapshot>(&self, state: Arc<S>) -> Held<S> {
+    pub fn hold<S: Snapshot>(&self, state: Arc<S>) -> Held<S> {
         self.0.fetch_add(1, Ordering::Relaxed);
         Held {
             state,
@@ -27,7 +32,7 @@ impl HeldCount {
     }
 
     /// How many are held now.
-    pub(super) fn get(&self) -> u64 {
+    pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }

@@ -37,7 +37,7 @@ use heed::{CommitOrAbort, EnvFlags, EnvOpenOptions, MdbError, RoTxn, RwTxn, With
 use super::held::HeldCount;
 use super::store_dir::{Checkpoint, StoreDir, io_error};
 use super::tagged::{
-    APPLIED, TaggedKey, Walk, borrowed, check_length, decode_applied, encode_applied,
+    APPLIED, TAG_BYTES, TaggedKey, Walk, borrowed, check_length, decode_applied, encode_applied,
     tagged_bounds, untagged,
 };
 use super::{
@@ -47,6 +47,12 @@ use super::{
 
 /// The name that `--engine` takes.
 pub const NAME: &str = "lmdb";
+
+/// The longest key, the same on every machine: what fits pages of 4 KiB, the
+/// smallest that LMDB has.
+pub const MAX_KEY_BYTES: usize = MAX_TAGGED_KEY - TAG_BYTES;
+
+const MAX_TAGGED_KEY: usize = 1982;
 
 const DATA: &str = "data.mdb";
 const LMDB_LOCK: &str = "lock.mdb";
@@ -89,7 +95,6 @@ struct Store {
     data: File,
     data_path: PathBuf,
     page_bytes: u64,
-    max_tagged_key: usize,
     dir: StoreDir,
 }
 
@@ -224,6 +229,16 @@ impl Store {
         let data_path = dir.path().join(DATA);
         let env = open_env(dir.path(), &data_path)?;
         let opening = || fault("opening", &data_path);
+        if env.max_key_size() < MAX_TAGGED_KEY {
+            return Err(BackendError::Other {
+                engine: NAME,
+                message: format!(
+                    "this LMDB takes keys of {} bytes; build it with long keys (heed's feature \
+                     longer-keys)",
+                    env.max_key_size()
+                ),
+            });
+        }
         let read = env.read_txn().map_err(opening())?;
         let database = env
             .open_databases_and_commit(read, |opener, read| {
@@ -242,7 +257,6 @@ impl Store {
             database,
             data,
             page_bytes: u64::from(env.unnamed_database_stat().page_size),
-            max_tagged_key: env.max_key_size(),
             env,
             data_path,
             dir,
@@ -329,7 +343,7 @@ fn get<'t>(
     key: &[u8],
 ) -> Result<Option<Cow<'t, [u8]>>> {
     let key = TaggedKey::new(tree, key)?;
-    if key.len() > store.max_tagged_key {
+    if key.len() > MAX_TAGGED_KEY {
         return Ok(None);
     }
     let value = store
@@ -345,7 +359,7 @@ fn scan(
     (tree, bounds, direction): (TreeId, Bounds<'_>, Direction),
     visit: &mut Visitor<'_>,
 ) -> Result<()> {
-    let Some(bounds) = tagged_bounds(tree, bounds, store.max_tagged_key)? else {
+    let Some(bounds) = tagged_bounds(tree, bounds, MAX_TAGGED_KEY)? else {
         return Ok(());
     };
     let bounds = borrowed(&bounds);
@@ -427,7 +441,7 @@ impl Read for LmdbBatch<'_> {
 impl Batch for LmdbBatch<'_> {
     fn put(&mut self, tree: TreeId, key: &[u8], value: &[u8]) -> Result<()> {
         let store = &self.lmdb.store;
-        check_length(key, store.max_tagged_key)?;
+        check_length(key, MAX_TAGGED_KEY)?;
         let key = TaggedKey::new(tree, key)?;
         let put = store.database.put(&mut self.txn, &key, value);
         put.map_err(self.lmdb.store.fault("writing"))
@@ -436,7 +450,7 @@ impl Batch for LmdbBatch<'_> {
     fn delete(&mut self, tree: TreeId, key: &[u8]) -> Result<bool> {
         let store = &self.lmdb.store;
         let key = TaggedKey::new(tree, key)?;
-        if key.len() > store.max_tagged_key {
+        if key.len() > MAX_TAGGED_KEY {
             return Ok(false);
         }
         let deleted = store.database.delete(&mut self.txn, &key);
@@ -444,7 +458,7 @@ impl Batch for LmdbBatch<'_> {
     }
 
     fn delete_range(&mut self, tree: TreeId, bounds: Bounds<'_>) -> Result<u64> {
-        let Some(bounds) = tagged_bounds(tree, bounds, self.lmdb.store.max_tagged_key)? else {
+        let Some(bounds) = tagged_bounds(tree, bounds, MAX_TAGGED_KEY)? else {
             return Ok(0);
         };
         let database = &self.lmdb.store.database;

@@ -6,9 +6,9 @@
 //! fetches a snapshot where the log does not reach back that far.
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::held::HeldCount;
 use super::treap::Treap;
 use super::{
     Applied, Backend, BackendError, Batch, Bounds, CheckReport, Direction, MAX_TREES, Read, Result,
@@ -23,7 +23,7 @@ pub const NAME: &str = "memory";
 pub struct Memory {
     published: Mutex<Arc<State>>,
     durable: Mutex<Applied>,
-    readers: Arc<AtomicU64>,
+    held: HeldCount,
     /// Held while a batch is open.
     writer: Mutex<()>,
 }
@@ -95,42 +95,9 @@ impl Read for State {
     }
 }
 
-/// A published state as a reader has it.
-struct MemorySnapshot {
-    state: Arc<State>,
-    /// How many of these there are.
-    readers: Arc<AtomicU64>,
-}
-
-impl Drop for MemorySnapshot {
-    fn drop(&mut self) {
-        self.readers.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Read for MemorySnapshot {
-    fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Cow<'_, [u8]>>> {
-        self.state.get(tree, key)
-    }
-
-    fn scan(
-        &self,
-        tree: TreeId,
-        bounds: Bounds<'_>,
-        direction: Direction,
-        visit: &mut Visitor<'_>,
-    ) -> Result<()> {
-        self.state.scan(tree, bounds, direction, visit)
-    }
-
-    fn sums(&self, tree: TreeId, bounds: Bounds<'_>) -> Result<Sums> {
-        self.state.sums(tree, bounds)
-    }
-}
-
-impl Snapshot for MemorySnapshot {
+impl Snapshot for State {
     fn applied(&self) -> Applied {
-        self.state.applied
+        self.applied
     }
 }
 
@@ -181,11 +148,7 @@ impl Backend for Memory {
     }
 
     fn snapshot(&self) -> Result<Arc<dyn Snapshot>> {
-        self.readers.fetch_add(1, Ordering::Relaxed);
-        Ok(Arc::new(MemorySnapshot {
-            state: self.published(),
-            readers: Arc::clone(&self.readers),
-        }))
+        Ok(Arc::new(self.held.hold(self.published())))
     }
 
     fn begin(&self) -> Result<Box<dyn Batch + '_>> {
@@ -211,11 +174,10 @@ impl Backend for Memory {
     fn stats(&self) -> Stats {
         let published = self.published();
         let used_bytes = published.trees.iter().map(|tree| tree.total().bytes).sum();
-        let readers = self.readers.load(Ordering::Relaxed);
         Stats {
             file_bytes: used_bytes,
             used_bytes,
-            readers,
+            readers: self.held.get(),
             pinned_bytes: 0,
         }
     }

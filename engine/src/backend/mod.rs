@@ -18,8 +18,7 @@ mod error;
 pub mod fjall;
 #[cfg(feature = "fjall")]
 mod fjall_journal;
-#[cfg(any(feature = "lmdb", feature = "redb", feature = "fjall"))]
-mod held;
+pub mod held;
 #[cfg(feature = "lmdb")]
 pub mod lmdb;
 pub mod memory;

@@ -25,7 +25,8 @@ use super::held::HeldCount;
 use super::overlay::{Changes, Commit, OverlayBatch};
 use super::store_dir::{Checkpoint, StoreDir, io_error};
 use super::tagged::{
-    APPLIED, TaggedKey, Walk, borrowed, decode_applied, encode_applied, tagged_bounds, untagged,
+    APPLIED, TAG_BYTES, TaggedKey, Walk, borrowed, decode_applied, encode_applied, tagged_bounds,
+    untagged,
 };
 use super::{
     Applied, Backend, BackendError, Batch, Bounds, CheckReport, Direction, Read, Result, Snapshot,
@@ -34,6 +35,9 @@ use super::{
 
 /// The name that `--engine` takes.
 pub const NAME: &str = "redb";
+
+/// The longest key. redb's own limit is in gigabytes, but keys are held in memory.
+pub const MAX_KEY_BYTES: usize = 1 << 20;
 
 const DATA: &str = "store.redb";
 const TABLE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("varve");
@@ -228,8 +232,7 @@ impl Snapshot for State {
 }
 
 impl Commit for Redb {
-    // redb's own limit is in gigabytes; a key is held in memory whole.
-    const MAX_TAGGED_KEY: usize = 1 << 20;
+    const MAX_TAGGED_KEY: usize = MAX_KEY_BYTES + TAG_BYTES;
 
     fn commit(&self, changes: Changes, applied: Applied) -> Result<()> {
         self.store.commit(&changes, applied)?;

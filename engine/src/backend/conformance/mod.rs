@@ -114,7 +114,8 @@ pub type Opener<'o> = dyn FnMut() -> super::Result<Arc<dyn Backend>> + 'o;
 /// What is known of the engine under test.
 #[derive(Debug, Clone, Copy)]
 pub struct Traits {
-    /// Whether a checkpointed state is there after the store is opened again.
+    /// Whether a checkpointed state is there after the store is opened again:
+    /// that, or the last published one.
     pub durable: bool,
     /// The longest key that it takes.
     pub max_key_bytes: usize,

@@ -182,8 +182,12 @@ impl<'s> Session<'s> {
         // The store must be closed before it is opened again.
         self.backend = Arc::new(super::super::memory::Memory::new());
         self.backend = (self.opener)().map_err(failed("open again"))?;
+        // An engine may also keep, at an orderly end, what is not checkpointed.
+        let applied = self.backend.durable();
         if !self.traits.durable {
             self.durable = Model::default();
+        } else if applied == self.published.applied {
+            self.durable = self.published.clone();
         }
         self.published = self.durable.clone();
         same(

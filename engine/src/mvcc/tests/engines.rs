@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use tempfile::TempDir;
+
 use crate::backend::{Backend, registry};
 use crate::btree;
 use crate::disk::{Disk, SimDisk};
@@ -11,22 +13,26 @@ use crate::disk::{Disk, SimDisk};
 pub(super) struct Engine {
     name: &'static str,
     disk: SimDisk,
+    /// What engines from other crates keep theirs in: they know no `Disk`.
+    folder: TempDir,
     backend: Arc<dyn Backend>,
 }
 
 impl Engine {
     /// A new, empty one of each kind.
     pub(super) fn all() -> Vec<Self> {
-        registry::NAMES.into_iter().map(Self::new).collect()
+        registry::NAMES.iter().copied().map(Self::new).collect()
     }
 
     /// A new, empty one.
     pub(super) fn new(name: &'static str) -> Self {
         let disk = SimDisk::new();
-        let backend = open(name, &disk);
+        let folder = tempfile::tempdir().unwrap();
+        let backend = open(name, &disk, folder.path());
         Self {
             name,
             disk,
+            folder,
             backend,
         }
     }
@@ -40,6 +46,7 @@ impl Engine {
         let Self {
             name,
             disk,
+            folder,
             backend,
         } = self;
         backend.checkpoint().unwrap();
@@ -47,25 +54,26 @@ impl Engine {
             return Self {
                 name,
                 disk,
+                folder,
                 backend,
             };
         }
         assert_eq!(Arc::strong_count(&backend), 1, "still in use");
         drop(backend);
-        let backend = open(name, &disk);
+        let backend = open(name, &disk, folder.path());
         Self {
             name,
             disk,
+            folder,
             backend,
         }
     }
 }
 
-fn open(name: &str, disk: &SimDisk) -> Arc<dyn Backend> {
+fn open(name: &str, disk: &SimDisk, dir: &Path) -> Arc<dyn Backend> {
     let options = registry::Options {
         btree: btree::Options { map_bytes: 1 << 28 },
     };
-    let dir = Path::new("/store");
     disk.create_dir(dir).unwrap();
     registry::open(name, disk, dir, &options).unwrap()
 }
