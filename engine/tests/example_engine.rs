@@ -453,10 +453,13 @@ fn random_runs_agree_with_the_model() {
 #[test]
 fn any_cut_of_the_file_leaves_a_published_state() -> Result<()> {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let (path, applied) = (dir.path().join("journal"), |index| Applied { term: 1, index });
+    let (path, applied) = (dir.path().join("journal"), |index| Applied {
+        term: 1,
+        index,
+    });
     let mut ends = vec![0];
     let backend = open(dir.path())?;
-    for index in 1..=5 {
+    for index in 1..=5_u64 {
         let mut batch = backend.begin()?;
         batch.put(TreeId(0), b"key", &index.to_le_bytes())?;
         batch.publish(applied(index))?;

@@ -3,9 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use varve_engine::backend::memory::Memory;
-use varve_engine::backend::{Backend, BackendError};
-use varve_engine::btree::{Btree, Options};
+use varve_engine::backend::{self, Backend, BackendError, Options};
 use varve_engine::disk::psync::PsyncDisk;
 use varve_engine::disk::uring::UringDisk;
 use varve_raft::StoreOpener;
@@ -46,10 +44,7 @@ impl Storage {
         let disk = Arc::clone(&self.disk);
         Arc::new(
             move |path: &Path| -> Result<Arc<dyn Backend>, BackendError> {
-                Ok(match engine {
-                    Engine::BTree => Arc::new(Btree::open(&*disk, path, Options::default())?),
-                    Engine::Memory => Arc::new(Memory::new()),
-                })
+                backend::open_store(engine.name(), &*disk, path, &Options::default())
             },
         )
     }

@@ -34,7 +34,7 @@ mod tagged;
 mod treap;
 
 pub use error::BackendError;
-pub use registry::{NAMES, Options, open};
+pub use registry::{NAMES, Options, open, open_store};
 
 /// What a backend's operations return.
 pub type Result<T> = std::result::Result<T, BackendError>;

@@ -28,31 +28,41 @@ pub struct Options {
 }
 
 /// Opens the engine `name` with its file or files in `dir`, which must exist.
-/// An engine whose store is there opens that; otherwise it makes a new one.
-/// Engines from other crates do their own I/O: they pass `disk` by.
 ///
 /// # Errors
 ///
-/// `UnknownEngine`, and what the engine says.
+/// As [`open_store`].
 pub fn open(
     name: &str,
     disk: &dyn Disk,
     dir: &Path,
     options: &Options,
 ) -> Result<Arc<dyn Backend>> {
+    open_store(name, disk, &dir.join(format!("tree.{name}")), options)
+}
+
+/// Opens the engine `name` with its store at `path`, a file or a directory as
+/// the engine has it. A store that is there is opened; otherwise a new one is
+/// made. Engines from other crates do their own I/O: they pass `disk` by.
+///
+/// # Errors
+///
+/// `UnknownEngine`, and what the engine says.
+pub fn open_store(
+    name: &str,
+    disk: &dyn Disk,
+    path: &Path,
+    options: &Options,
+) -> Result<Arc<dyn Backend>> {
     match name {
-        btree::NAME => Ok(Arc::new(Btree::open(
-            disk,
-            &dir.join("tree.btree"),
-            options.btree,
-        )?)),
+        btree::NAME => Ok(Arc::new(Btree::open(disk, path, options.btree)?)),
         memory::NAME => Ok(Arc::new(Memory::new())),
         #[cfg(feature = "lmdb")]
-        super::lmdb::NAME => Ok(Arc::new(super::lmdb::Lmdb::open(&dir.join(name))?)),
+        super::lmdb::NAME => Ok(Arc::new(super::lmdb::Lmdb::open(path)?)),
         #[cfg(feature = "redb")]
-        super::redb::NAME => Ok(Arc::new(super::redb::Redb::open(&dir.join(name))?)),
+        super::redb::NAME => Ok(Arc::new(super::redb::Redb::open(path)?)),
         #[cfg(feature = "fjall")]
-        super::fjall::NAME => Ok(Arc::new(super::fjall::Fjall::open(&dir.join(name))?)),
+        super::fjall::NAME => Ok(Arc::new(super::fjall::Fjall::open(path)?)),
         _ => Err(BackendError::UnknownEngine {
             name: name.to_owned(),
         }),

@@ -59,7 +59,8 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
     /// Whether there is a file or a directory at `path`.
     fn exists(&self, path: &Path) -> Result<bool>;
 
-    /// The names of the files (not directories) in `dir`, sorted.
+    /// The names in `dir`, sorted: of files, and of directories where the disk
+    /// has them.
     fn list(&self, dir: &Path) -> Result<Vec<String>>;
 
     /// Makes `dir` and what is missing above it. It is no error if it exists.
@@ -68,7 +69,8 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
     /// Gives the file `from` the name `to`, replacing what was there.
     fn rename(&self, from: &Path, to: &Path) -> Result<()>;
 
-    /// Removes the file `path`.
+    /// Removes the file `path`, or the directory with all that is in it: some
+    /// engines keep a store in one.
     fn remove(&self, path: &Path) -> Result<()>;
 
     /// Makes creations, renames and removals in `dir` durable.

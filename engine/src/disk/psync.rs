@@ -44,11 +44,8 @@ impl Disk for PsyncDisk {
         let fail = |e| DiskError::io("list", dir, 0, e);
         let mut names = Vec::new();
         for entry in fs::read_dir(dir).map_err(fail)? {
-            let entry = entry.map_err(fail)?;
-            if !entry.file_type().map_err(fail)?.is_dir() {
-                // A name that is not UTF-8 is none of ours.
-                names.extend(entry.file_name().into_string());
-            }
+            // A name that is not UTF-8 is none of ours.
+            names.extend(entry.map_err(fail)?.file_name().into_string());
         }
         names.sort_unstable();
         Ok(names)
@@ -63,7 +60,13 @@ impl Disk for PsyncDisk {
     }
 
     fn remove(&self, path: &Path) -> Result<()> {
-        fs::remove_file(path).map_err(|e| DiskError::io("remove", path, 0, e))
+        // Engines from other crates keep a store in a directory.
+        let removed = if path.is_dir() {
+            fs::remove_dir_all(path)
+        } else {
+            fs::remove_file(path)
+        };
+        removed.map_err(|e| DiskError::io("remove", path, 0, e))
     }
 
     fn sync_dir(&self, dir: &Path) -> Result<()> {

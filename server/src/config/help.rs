@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use varve_engine::backend::NAMES;
+
 use super::options::{Group, SETTINGS};
 
 const USAGE: &str = "\
@@ -29,7 +31,8 @@ pub(super) fn usage() -> String {
         let _ = write!(text, "\n{title}:\n");
         for setting in SETTINGS.iter().filter(|setting| setting.group == group) {
             let _ = writeln!(text, "  --{} '{}'", setting.name, setting.default);
-            for line in setting.help.lines() {
+            let help = setting.help.replace("{engines}", &NAMES.join(", "));
+            for line in help.lines() {
                 let _ = writeln!(text, "    {line}");
             }
         }

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use urls::{Scheme, Url, join};
+use varve_engine::backend;
 use varve_raft::InitialCluster;
 
 /// Exit code of an error in the flags.
@@ -69,22 +70,31 @@ pub enum ClusterState {
     Existing,
 }
 
-/// `--engine`.
+/// `--engine`: one of those that are compiled in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Engine {
-    /// The B+tree.
-    BTree,
-    /// Everything in memory.
-    Memory,
-}
+pub struct Engine(&'static str);
 
 impl Engine {
+    /// The engine of that name, or the names that there are.
+    pub fn named(text: &str) -> Result<Self, String> {
+        let known = backend::NAMES.iter().find(|name| **name == text);
+        known.map(|name| Self(name)).ok_or_else(|| {
+            format!(
+                "invalid value, expected one of {}",
+                backend::NAMES.join(", ")
+            )
+        })
+    }
+
     /// As on the command line.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::BTree => "btree",
-            Self::Memory => "memory",
-        }
+        self.0
+    }
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self(backend::NAMES[0])
     }
 }
 
@@ -171,7 +181,7 @@ impl Config {
             max_request_bytes: 0,
             max_txn_ops: 0,
             max_connections: 0,
-            engine: Engine::BTree,
+            engine: Engine::default(),
             disk: Disk::Uring,
             workers: 0,
             watch_progress_interval: Duration::ZERO,

@@ -43,6 +43,7 @@ pub(super) struct Setting {
     pub(super) name: &'static str,
     pub(super) group: Group,
     pub(super) default: &'static str,
+    /// `{engines}` stands for the names of the storage engines.
     pub(super) help: &'static str,
     pub(super) set: Setter,
 }
@@ -288,12 +289,9 @@ pub(super) const SETTINGS: &[Setting] = &[
         name: "engine",
         group: Group::Storage,
         default: "btree",
-        help: "Storage engine: btree or memory.",
+        help: "Storage engine, one of those compiled in: {engines}.",
         set: |config, text| {
-            config.engine = word(
-                text,
-                &[("btree", Engine::BTree), ("memory", Engine::Memory)],
-            )?;
+            config.engine = Engine::named(text)?;
             Ok(())
         },
     },
