@@ -7,7 +7,7 @@
 //!   reads one waiter;
 //! - the socket is not read while too much is in flight or waits to be sent, so
 //!   that a client which does not read its answers slows down itself alone;
-//! - output in memory is bounded by [`OUT_ROOM`] plus one answer.
+//! - output in memory is bounded by `OUT_ROOM` plus one answer.
 
 mod inbox;
 mod intake;
