@@ -108,10 +108,12 @@ impl Place {
         }
         self.key.clear();
         self.key.extend_from_slice(key);
-        if self.valid && self.go_within_leaf(view, key)? {
+        // Not valid until it is known where the key is: reading may fail.
+        let was_valid = std::mem::take(&mut self.valid);
+        if was_valid && self.go_within_leaf(view, key)? {
+            self.valid = true;
             return Ok(());
         }
-        self.valid = false;
         self.found = self.path.descend(view, root, key)?;
         self.valid = true;
         Ok(())

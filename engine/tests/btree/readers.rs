@@ -6,6 +6,7 @@ use std::thread;
 
 use varve_engine::backend::conformance::Random;
 use varve_engine::backend::{Applied, Backend, Direction, Snapshot, TreeId};
+use varve_engine::btree::{Btree, Options};
 
 use crate::{check, new_disk, open};
 
@@ -137,6 +138,48 @@ fn a_long_reader_only_delays_recycling() {
     write(&store, 22);
     assert!(store.stats().pinned_bytes < pinned / 4);
     check(&store);
+}
+
+#[test]
+fn long_values_fill_a_file_of_several_bitmap_pages() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("store");
+    let disk = varve_engine::disk::psync::PsyncDisk::new();
+    let open = || Btree::open(&disk, &path, Options::default()).expect("opens");
+    let value = |number: u8| vec![number; 8_000_000 + usize::from(number)];
+    let store = open();
+    for number in 0..20 {
+        let mut batch = store.begin().expect("a batch");
+        batch.put(TREE, &[number], &value(number)).expect("put");
+        batch
+            .publish(Applied {
+                term: 1,
+                index: 1 + u64::from(number),
+            })
+            .expect("publish");
+    }
+    store.checkpoint().expect("checkpoint");
+    check(&store);
+    drop(store);
+    let store = open();
+    check(&store);
+    let mut batch = store.begin().expect("a batch");
+    let bounds = (Bound::Excluded(&[3][..]), Bound::Included(&[15][..]));
+    assert_eq!(batch.delete_range(TREE, bounds).expect("delete_range"), 12);
+    batch
+        .publish(Applied { term: 1, index: 21 })
+        .expect("publish");
+    store.checkpoint().expect("checkpoint");
+    check(&store);
+    assert!(store.stats().used_bytes < 70_000_000);
+    drop(store);
+    let store = open();
+    check(&store);
+    let snapshot = store.snapshot().expect("a snapshot");
+    for number in [0, 3, 16, 19] {
+        let found = snapshot.get(TREE, &[number]).expect("get");
+        assert_eq!(found.as_deref(), Some(&value(number)[..]));
+    }
 }
 
 #[test]

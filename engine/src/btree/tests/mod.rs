@@ -1,5 +1,6 @@
 //! Tests of the parts; `engine/tests/btree` tests the whole.
 
+mod free_map;
 mod golden;
 mod pages;
 mod readers;
