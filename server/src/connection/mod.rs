@@ -34,7 +34,8 @@ use crate::metrics::add;
 use crate::rate_limit::LogLimit;
 use crate::service::Service;
 use crate::watch::WatchSet;
-use inbox::{Delivery, Mail};
+use inbox::Delivery;
+pub(crate) use inbox::Mail;
 use intake::Batch;
 use work::Work;
 

@@ -235,7 +235,9 @@ mod tests {
         assert!(link.lock().dropped);
         assert_eq!(crate::metrics::get(&metrics.peer_send_failures), 2);
         assert!(link.drop_queued(&metrics));
-        assert_eq!((link.lock().bytes, link.lock().dropped), (0, false));
+        let queue = link.lock();
+        assert_eq!((queue.bytes, queue.dropped), (0, false));
+        drop(queue);
         link.close();
         assert!(!link.drop_queued(&metrics));
     }

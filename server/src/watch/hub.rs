@@ -25,7 +25,7 @@ use varve_engine::mvcc::{EventBatch, LiveEvents, View};
 use varve_raft::Watchers;
 
 use super::interest::{Interest, OwnedRange};
-use super::ring::Ring;
+use super::ring::{Recent, Ring};
 use crate::connection::Inbox;
 
 /// Bytes of events that may wait to be matched.
@@ -73,7 +73,7 @@ struct Table {
 /// Where a ready watcher reads its events.
 pub(crate) enum Source {
     /// From these batches; afterwards everything below the revision is done.
-    Recent(Vec<Arc<EventBatch>>, i64),
+    Recent(Vec<Arc<Recent>>, i64),
     /// From the store.
     Store,
 }
@@ -325,5 +325,141 @@ impl Queue {
         self.items.clear();
         self.items.push(Incoming::Lost(last));
         self.bytes = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::TestStore;
+    use super::*;
+
+    struct Test {
+        store: TestStore,
+        hub: Arc<Hub>,
+        feed: Box<dyn Watchers>,
+        inbox: Arc<Inbox>,
+    }
+
+    impl Test {
+        fn new() -> Self {
+            let hub = Arc::new(Hub::default());
+            Self {
+                store: TestStore::new(),
+                feed: hub.feed(),
+                hub,
+                inbox: Arc::default(),
+            }
+        }
+
+        fn put(&mut self, keys: &[&str]) {
+            let batch = self.store.put_all(keys);
+            self.feed
+                .notify(LiveEvents::Batch(batch), self.store.view());
+        }
+
+        fn add(&mut self, key: &str, next: i64, watch: u64) -> usize {
+            let range = OwnedRange::new(key.as_bytes(), b"");
+            self.hub.add(range, next, &self.inbox, watch)
+        }
+
+        fn woken(&self) -> Vec<u64> {
+            self.hub.process();
+            let waker = std::task::Waker::noop();
+            let mut mail = crate::connection::Mail::default();
+            self.inbox
+                .take(&mut mail, &std::task::Context::from_waker(waker));
+            mail.watches.sort_unstable();
+            mail.watches
+        }
+    }
+
+    #[test]
+    fn only_watchers_of_the_key_wake_and_only_once() {
+        let mut test = Test::new();
+        let a = test.add("a", 2, 1);
+        let b = test.add("b", 2, 2);
+        assert!(test.hub.settle(a, 2) && test.hub.settle(b, 2));
+        test.put(&["a"]);
+        assert_eq!(test.woken(), [1]);
+        test.put(&["a", "c"]);
+        assert_eq!(test.woken(), [0; 0], "it is awake already");
+        assert_eq!(test.hub.behind(), 1);
+        // The first one reads from where it was woken; the other one need not look back.
+        assert!(matches!(test.hub.source(a, 2), (2, Source::Recent(found, 5)) if found.len() == 2));
+        assert_eq!(test.hub.done_below(a), None);
+        assert_eq!(test.hub.done_below(b), Some(5));
+        assert!(
+            !test.hub.settle(a, 4),
+            "revision 4 is still to be looked at"
+        );
+        assert!(test.hub.settle(a, 5));
+        test.put(&["b"]);
+        assert_eq!(test.woken(), [2]);
+        assert!(matches!(test.hub.source(b, 2), (5, Source::Recent(found, 6)) if found.len() == 1));
+    }
+
+    #[test]
+    fn a_start_in_the_future_sleeps_until_then() {
+        let mut test = Test::new();
+        let watcher = test.add("a", 4, 1);
+        assert!(test.hub.settle(watcher, 4));
+        test.put(&["a", "a"]);
+        assert_eq!(test.woken(), [0; 0]);
+        test.put(&["a"]);
+        assert_eq!(test.woken(), [1]);
+        assert!(matches!(
+            test.hub.source(watcher, 4),
+            (4, Source::Recent(..))
+        ));
+    }
+
+    #[test]
+    fn lost_events_are_read_from_the_store() {
+        let mut test = Test::new();
+        let (a, b) = (test.add("a", 2, 1), test.add("b", 9, 2));
+        assert!(test.hub.settle(a, 2) && test.hub.settle(b, 9));
+        test.put(&["x"]);
+        assert_eq!(test.woken(), [0; 0]);
+        let view = test.store.view();
+        test.feed
+            .notify(LiveEvents::ReadFromStore { first: 3, last: 7 }, view);
+        assert_eq!(test.woken(), [1], "the other one starts later");
+        // Nothing before revision 3 can be for it.
+        assert!(matches!(test.hub.source(a, 2), (3, Source::Store)));
+        assert!(test.hub.settle(a, 8));
+    }
+
+    #[test]
+    fn the_queue_is_bounded_and_leaves_no_gap() {
+        let mut test = Test::new();
+        let watcher = test.add("a", 2, 1);
+        assert!(test.hub.settle(watcher, 2));
+        let batch = test.store.put_all(&["b"]);
+        let mut queue = test.hub.queue.lock().unwrap();
+        queue.push(Incoming::Batch(Arc::clone(&batch), MAX_INCOMING_BYTES));
+        queue.push(Incoming::Batch(batch, 1));
+        assert!(matches!(queue.items[..], [Incoming::Lost(2)]));
+        drop(queue);
+        assert_eq!(test.woken(), [1]);
+        assert!(matches!(
+            test.hub.source(watcher, 2),
+            (2, Source::Store) | (3, _)
+        ));
+    }
+
+    #[test]
+    fn removed_watchers_are_forgotten() {
+        let mut test = Test::new();
+        let watcher = test.add("a", 2, 1);
+        test.hub.settle(watcher, 2);
+        test.put(&["a"]);
+        test.hub.remove(watcher);
+        test.hub.remove(watcher);
+        assert_eq!((test.hub.watchers(), test.woken().len()), (0, 0));
+        test.put(&["a"]);
+        let late = test.add("a", 2, 3);
+        assert_eq!(test.woken(), [0; 0]);
+        // Without watchers nothing is kept, and it reads from the store.
+        assert!(matches!(test.hub.source(late, 2), (2, Source::Store)));
     }
 }

@@ -4,6 +4,8 @@ mod hub;
 mod interest;
 mod ring;
 mod stream;
+#[cfg(test)]
+mod testing;
 
 pub use hub::Hub;
 pub(crate) use hub::Source;

@@ -7,6 +7,7 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -272,19 +273,16 @@ impl WatchSet {
                 let header = self.header(view.revision().max(done - 1));
                 let mut frames = Frames::new(out, id, &header, watch);
                 let mut stopped = None;
-                'batches: for batch in &batches {
-                    for event in batch.iter() {
-                        let revision = event.kv.mod_revision;
-                        if revision < next {
-                            continue;
-                        }
-                        if frames.full(revision) {
-                            stopped = Some(revision);
-                            break 'batches;
+                let _ = batches.iter().try_for_each(|batch| {
+                    batch.visit(watch.range.range(), next, &mut |event| {
+                        if frames.full(event.kv.mod_revision) {
+                            stopped = Some(event.kv.mod_revision);
+                            return ControlFlow::Break(());
                         }
                         frames.push(event);
-                    }
-                }
+                        ControlFlow::Continue(())
+                    })
+                });
                 let spent = frames.finish(&self.service);
                 watch.spend(spent);
                 watch.next = stopped.unwrap_or(done);

@@ -131,6 +131,22 @@ impl Member {
         wait_for_exit(&mut child, PATIENCE)
     }
 
+    /// Memory of the process that no file backs.
+    pub fn anonymous_bytes(&self) -> usize {
+        let id = self.child.as_ref().unwrap().id();
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let field = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
+        let kib: usize = field
+            .unwrap()
+            .trim_end_matches("kB")
+            .trim()
+            .parse()
+            .unwrap();
+        kib << 10
+    }
+
     /// One client of this member alone.
     pub fn client(&self) -> Client {
         client(&[self.endpoint()])
