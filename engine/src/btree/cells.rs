@@ -7,8 +7,10 @@ use std::ops::Range;
 use super::page::{BODY_BYTES, Page, SLOT_BYTES};
 use super::slotted::{KeyParts, NewCell, common_prefix, joined, truncate};
 
+/// More cells than two leaves and a new one can have.
+const MAX_CELLS: usize = 2 * (BODY_BYTES / (SLOT_BYTES + 2)) + 2;
+
 /// Cells in order.
-#[derive(Clone, Copy)]
 pub(super) struct Cells<'c> {
     first: &'c Page,
     /// A leaf after `first`.
@@ -16,6 +18,9 @@ pub(super) struct Cells<'c> {
     /// Where the new cell goes.
     at: usize,
     new: &'c NewCell<'c>,
+    count: usize,
+    /// Bytes of each cell with its whole key, and of its slot; added up.
+    ends: [u32; MAX_CELLS],
 }
 
 /// Where a cell comes from.
@@ -26,12 +31,7 @@ enum Source<'c> {
 
 impl<'c> Cells<'c> {
     pub(super) fn of_page(page: &'c Page, at: usize, new: &'c NewCell<'c>) -> Self {
-        Self {
-            first: page,
-            second: None,
-            at,
-            new,
-        }
+        Self::new(page, None, at, new)
     }
 
     /// `at` counts from the first cell of `left` on.
@@ -41,16 +41,33 @@ impl<'c> Cells<'c> {
         at: usize,
         new: &'c NewCell<'c>,
     ) -> Self {
-        Self {
-            first: left,
-            second: Some(right),
+        Self::new(left, Some(right), at, new)
+    }
+
+    fn new(first: &'c Page, second: Option<&'c Page>, at: usize, new: &'c NewCell<'c>) -> Self {
+        let mut cells = Self {
+            first,
+            second,
             at,
             new,
+            count: first.count() + second.map_or(0, Page::count) + 1,
+            ends: [0; MAX_CELLS],
+        };
+        let mut end = 0;
+        for index in 0..cells.count {
+            end += cells.cost(index) as u32;
+            cells.ends[index + 1] = end;
         }
+        cells
     }
 
     pub(super) fn count(&self) -> usize {
-        self.first.count() + self.second.map_or(0, Page::count) + 1
+        self.count
+    }
+
+    /// Bytes of a range of the cells with their whole keys, and of their slots.
+    fn bytes(&self, range: &Range<usize>) -> usize {
+        (self.ends[range.end] - self.ends[range.start]) as usize
     }
 
     pub(super) fn is_branch(&self) -> bool {
@@ -94,14 +111,14 @@ impl<'c> Cells<'c> {
         // key would balance their number more than their bytes, and the larger
         // half might not fit.
         let shared = self.prefix_len(&(0..self.count()));
-        let cost = |index| {
-            let keyless = self.is_branch() && index == 0;
-            self.cost(index) - if keyless { 0 } else { shared }
+        let bytes = |range: Range<usize>| {
+            let keys = self.keys(&range).len();
+            self.bytes(&range) - keys * shared
         };
-        let total: usize = (0..self.count()).map(cost).sum();
-        let (mut left, mut best, mut best_larger) = (0, 1, usize::MAX);
-        for index in 1..self.count() {
-            left += cost(index - 1);
+        let total = bytes(0..self.count);
+        let (mut best, mut best_larger) = (1, usize::MAX);
+        for index in 1..self.count {
+            let left = bytes(0..index);
             let larger = left.max(total - left);
             if larger < best_larger {
                 (best, best_larger) = (index, larger);
@@ -114,8 +131,7 @@ impl<'c> Cells<'c> {
     pub(super) fn fits(&self, range: Range<usize>) -> bool {
         let keys = self.keys(&range);
         let saved = self.prefix_len(&range) * keys.len().saturating_sub(1);
-        let cost: usize = range.map(|index| self.cost(index)).sum();
-        cost <= BODY_BYTES + saved
+        self.bytes(&range) <= BODY_BYTES + saved
     }
 
     /// The cells of a range that have a key in the page.
