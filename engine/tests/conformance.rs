@@ -78,6 +78,12 @@ fn named_cases_hold_on_every_engine() {
     }
 }
 
+/// Runs per shape of keys; `VARVE_CONFORMANCE_ROUNDS` sets more for a campaign.
+fn rounds() -> u64 {
+    let rounds = std::env::var("VARVE_CONFORMANCE_ROUNDS").ok();
+    rounds.map_or(3, |rounds| rounds.parse().expect("a number"))
+}
+
 #[test]
 fn random_runs_agree_with_the_model_on_every_engine() {
     let shapes = [
@@ -88,7 +94,7 @@ fn random_runs_agree_with_the_model_on_every_engine() {
     ];
     for name in NAMES {
         for (index, (shape, count, keys)) in shapes.into_iter().enumerate() {
-            for round in 0..3 {
+            for round in 0..rounds() {
                 let seed = (index as u64) << 32 | round;
                 let operations = operations(seed, count, shape, keys, true);
                 run_new(name, &operations)
