@@ -16,8 +16,6 @@ pub mod conformance;
 mod error;
 #[cfg(feature = "fjall")]
 pub mod fjall;
-#[cfg(feature = "fjall")]
-mod fjall_journal;
 pub mod held;
 #[cfg(feature = "lmdb")]
 pub mod lmdb;

@@ -39,6 +39,8 @@ pub const NAME: &str = "redb";
 /// The longest key. redb's own limit is in gigabytes, but keys are held in memory.
 pub const MAX_KEY_BYTES: usize = 1 << 20;
 
+const _: () = assert!(MAX_KEY_BYTES >= varve_types::MAX_KEY_BYTES);
+
 const DATA: &str = "store.redb";
 const TABLE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("varve");
 

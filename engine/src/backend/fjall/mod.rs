@@ -7,10 +7,12 @@
 //! at or after the last checkpoint, however much of the journal's unsynced end
 //! is lost. Should less come back, the store is refused (see `store_dir`).
 //! fjall itself does not open with every journal that a power loss can leave;
-//! `fjall_journal` cuts what is torn before fjall sees it.
+//! `journal` cuts what is torn before fjall sees it.
 //!
 //! fjall's batches can't be read, hence `overlay`. Its journal has one lock: a
 //! batch that is published during a checkpoint waits for its sync.
+
+mod journal;
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;
@@ -19,7 +21,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use ::fjall::{Database, Guard, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Slice};
 
-use super::fjall_journal;
 use super::held::HeldCount;
 use super::overlay::{Changes, Commit, OverlayBatch};
 use super::store_dir::{Checkpoint, StoreDir, io_error};
@@ -37,6 +38,8 @@ pub const NAME: &str = "fjall";
 
 /// The longest key.
 pub const MAX_KEY_BYTES: usize = u16::MAX as usize - TAG_BYTES;
+
+const _: () = assert!(MAX_KEY_BYTES >= varve_types::MAX_KEY_BYTES);
 
 const DATA: &str = "data";
 const KEYSPACE: &str = "varve";
@@ -77,7 +80,7 @@ impl Fjall {
     pub fn open(path: &Path) -> Result<Self> {
         let (dir, checkpoint) = StoreDir::open(NAME, path)?;
         let data = dir.path().join(DATA);
-        let cut = fjall_journal::repair(&data, dir.path())?;
+        let cut = journal::repair(&data, dir.path())?;
         let database = Database::builder(&data).cache_size(CACHE_BYTES).open();
         let database = database.map_err(fault("opening", path))?;
         let keyspace = database.keyspace(KEYSPACE, KeyspaceCreateOptions::default);

@@ -28,8 +28,8 @@ use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::store_dir::io_error;
-use super::{BackendError, Result};
+use crate::backend::store_dir::io_error;
+use crate::backend::{BackendError, Result};
 
 const ASIDE: &str = "journal.aside";
 const TRAILER: &[u8; 4] = b"FJL\x03";
