@@ -45,6 +45,7 @@ pub use initial_cluster::{InitialCluster, InitialClusterError, parse_urls};
 pub use membership::{Member, Membership};
 pub use metrics::{BUCKET_BOUNDS_US, Histogram, Metrics};
 pub use node::{Node, NodeHandle, SnapshotReceiver, Watchers};
+pub use proposals::MAX_PROPOSAL_BYTES;
 pub use sink::{Completion, Proposal, ReadSink, ReplySink};
 pub use start::MEMBER_FILE;
 pub use status::Status;

@@ -19,7 +19,7 @@ use crate::sink::{Proposal, ReplySink};
 pub(crate) const ENTRY_TARGET_BYTES: usize = 1 << 20;
 
 /// Most bytes of commands in one proposal: with its headers it must fit a log record.
-pub(crate) const MAX_PROPOSAL_BYTES: usize = (4 << 20) - 4096;
+pub const MAX_PROPOSAL_BYTES: usize = (4 << 20) - 4096;
 
 /// Bytes that a waiting proposal counts beside its commands.
 const OVERHEAD_BYTES: usize = 128;

@@ -388,3 +388,55 @@ async fn http_on_the_client_port() {
         assert!(page.contains(&format!("\n{name}")), "no {name} in {page}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_no_answers_slows_down_itself_alone() {
+    let node = node();
+    let before = node.members[0].anonymous_bytes();
+    let key = vec![b'k'; 200];
+    let mut frames = Vec::new();
+    for id in 0..1000 {
+        // A long key, so that the answer to a read is about as long as the request.
+        let range = RangeRequest {
+            key: b"big answers",
+            range_end: b"c",
+            ..RangeRequest::default()
+        };
+        let request = if id % 2 == 0 {
+            put_of(&key, b"v")
+        } else {
+            Request::Range(range)
+        };
+        encode_frame(&mut frames, request.opcode(), Flags::NONE, id, |out| {
+            request.encode(out);
+        });
+    }
+    put(&node.client(), "big answers/1", &"x".repeat(100_000))
+        .await
+        .unwrap();
+    let port = node.members[0].client_port;
+    let stuck = tokio::task::spawn_blocking(move || {
+        let mut raw = Raw::connect(port);
+        raw.stream
+            .set_write_timeout(Some(Duration::from_secs(2)))
+            .unwrap();
+        let mut sent = 0;
+        while sent < 1 << 30 {
+            match raw.stream.write(&frames) {
+                Ok(count) => sent += count,
+                Err(error) => return (error.kind(), raw),
+            }
+        }
+        panic!("the node took {sent} bytes of requests whose answers nobody read");
+    });
+    let (error, raw) = stuck.await.unwrap();
+    assert!(
+        matches!(error, ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        "{error}"
+    );
+    assert_serves(&node).await;
+    let grown = node.members[0].anonymous_bytes().saturating_sub(before) >> 20;
+    assert!(grown < 64, "{grown} MiB more in memory");
+    drop(raw);
+    assert_serves(&node).await;
+}

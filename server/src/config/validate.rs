@@ -10,6 +10,9 @@ const MAX_ELECTION_MS: u64 = 50_000;
 /// Shortest interval between two progress notices of a watch.
 const MIN_PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Largest `--max-request-bytes`: a request with its length and opcode is one proposal at most.
+const MAX_REQUEST_BYTES: usize = varve_raft::MAX_PROPOSAL_BYTES - 64;
+
 /// Checks that need nothing but the settings.
 pub(super) fn settings(config: &Config, given: &[&str]) -> Result<(), ConfigError> {
     check(config, given).map_err(ConfigError::Invalid)
@@ -72,6 +75,13 @@ fn check(config: &Config, given: &[&str]) -> Result<(), String> {
              {MIN_PROGRESS_INTERVAL:?}"
         ));
     }
+    if config.max_request_bytes as usize > MAX_REQUEST_BYTES {
+        return Err(format!(
+            "--max-request-bytes must be at most {MAX_REQUEST_BYTES} (set to {}): a larger \
+             request does not fit a record of the log",
+            config.max_request_bytes
+        ));
+    }
     if config.name.is_empty() {
         return Err("--name must not be empty".to_owned());
     }
@@ -114,6 +124,11 @@ mod tests {
             (
                 "--listen-client-urls http://127.0.0.1:1",
                 "--advertise-client-urls is required when --listen-client-urls is set explicitly",
+            ),
+            (
+                "--max-request-bytes 5000000",
+                "--max-request-bytes must be at most 4190144 (set to 5000000): a larger request \
+                 does not fit a record of the log",
             ),
             (
                 "--listen-peer-urls http://foo.bar:1",

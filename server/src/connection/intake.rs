@@ -18,6 +18,9 @@ use super::work::Work;
 use crate::metrics::{Kind, Kinds, add};
 use crate::service::hash_kv;
 
+/// A proposal is handed over once it is this long: far below what the log takes.
+const PROPOSAL_BYTES: usize = 1 << 20;
+
 /// The requests of one read of the socket.
 #[derive(Default)]
 pub(super) struct Batch {
@@ -33,6 +36,11 @@ pub(super) struct Batch {
 }
 
 impl Batch {
+    /// Whether the writes are enough for a proposal.
+    pub(super) fn is_full(&self) -> bool {
+        self.commands.len() >= PROPOSAL_BYTES
+    }
+
     fn push_write(&mut self, header: &FrameHeader, kind: Kind, body: &[u8]) {
         // A body is bounded far below 4 GiB by the decoder.
         let length = body.len() as u32 + 1;

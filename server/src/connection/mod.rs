@@ -49,7 +49,9 @@ const OUT_ROOM: usize = 1 << 20;
 const OUT_READ_LIMIT: usize = 4 << 20;
 /// Size of the input buffer at first, and up to which it grows with the traffic.
 const INPUT_FIRST: usize = 4 << 10;
-const INPUT_MOST: usize = 256 << 10;
+const INPUT_MOST: usize = 64 << 10;
+/// Capacity of the output buffer that an idle connection keeps.
+const OUT_KEPT: usize = 64 << 10;
 /// How long, and how much, is read and thrown away after an error, so that the
 /// other side gets to see the error before the reset.
 const LINGER: Duration = Duration::from_secs(1);
@@ -258,7 +260,7 @@ impl Connection {
         if self.sent == self.out.len() && self.sent > 0 {
             self.sent = 0;
             self.out.clear();
-            self.out.shrink_to(OUT_ROOM);
+            self.out.shrink_to(OUT_KEPT);
         } else if self.sent > OUT_ROOM {
             self.out.drain(..self.sent);
             self.sent = 0;
@@ -293,6 +295,9 @@ impl Connection {
                 Ok(Step::Frame(frame, length)) => {
                     self.take_request(&frame, &mut batch);
                     start += length;
+                    if batch.is_full() {
+                        self.hand_over(std::mem::take(&mut batch));
+                    }
                 }
                 Ok(Step::TooLarge(header, length)) => {
                     add(&self.service.metrics.failed, 1);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use varve_protocol::MAGIC;
 use varve_protocol::peer::{self, Channel, PeerFrame};
@@ -22,6 +23,9 @@ use crate::service::Service;
 /// Pause after a failed accept, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Connections to the peer port at once: far more than members have.
+const MAX_CONNECTIONS: usize = 1024;
+
 /// Accepts members.
 pub struct PeerPort {
     shared: Arc<Shared>,
@@ -29,6 +33,8 @@ pub struct PeerPort {
     /// The newest message connection of each member; only it may hand messages over.
     newest: Mutex<HashMap<u64, Arc<Mutex<u64>>>>,
     connections: AtomicU64,
+    /// Bounds the connections that are open at once.
+    slots: Arc<Semaphore>,
 }
 
 impl PeerPort {
@@ -39,6 +45,7 @@ impl PeerPort {
             service,
             newest: Mutex::default(),
             connections: AtomicU64::new(1),
+            slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         })
     }
 
@@ -48,7 +55,17 @@ impl PeerPort {
             match listener.accept().await {
                 Ok((stream, from)) => {
                     let port = Arc::clone(&self);
+                    let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+                        add(&self.shared.metrics.peer_refused, 1);
+                        if self.shared.log_limit.pass().is_some() {
+                            tracing::warn!(
+                                "peer connection from {from} closed: {MAX_CONNECTIONS} are open"
+                            );
+                        }
+                        continue;
+                    };
                     tokio::spawn(async move {
+                        let _slot = slot;
                         if let Err(error) = port.serve(stream).await {
                             port.note(&from.to_string(), &error);
                         }

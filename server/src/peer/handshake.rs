@@ -18,6 +18,8 @@ use crate::service::VERSION;
 /// A dead host is noticed when sent bytes are not acknowledged for this long.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
 const READ_BYTES: usize = 64 << 10;
+/// Longest hello: nothing larger is buffered for whoever has not said who it is.
+const HELLO_LIMIT: usize = 4 << 10;
 
 /// Why there is no connection between two members.
 #[derive(Debug, thiserror::Error)]
@@ -55,9 +57,13 @@ pub(super) struct FrameReader<R> {
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     pub(super) fn new(stream: R) -> Self {
+        Self::with_limit(stream, DEFAULT_PEER_LIMIT)
+    }
+
+    fn with_limit(stream: R, limit: usize) -> Self {
         Self {
             stream,
-            decoder: Decoder::new(DEFAULT_PEER_LIMIT),
+            decoder: Decoder::new(limit),
             buffer: BytesMut::new(),
         }
     }
@@ -121,7 +127,7 @@ async fn connect_to(
         },
     );
     stream.write_all(&hello).await?;
-    let mut reader = FrameReader::new(&mut stream);
+    let mut reader = FrameReader::with_limit(&mut stream, HELLO_LIMIT);
     let frame = reader
         .next()
         .await?
@@ -165,7 +171,7 @@ pub(super) async fn welcome(
     stream: &mut TcpStream,
 ) -> Result<PeerHello, PeerError> {
     let greeting = async {
-        let mut reader = FrameReader::new(&mut *stream);
+        let mut reader = FrameReader::with_limit(&mut *stream, HELLO_LIMIT);
         let frame = reader
             .next()
             .await?
