@@ -230,6 +230,19 @@ async fn unknown_opcodes_and_malformed_bodies() {
             ErrorCode::MalformedBody,
         ),
         (opcode::WATCH, Flags::NONE, &[1], ErrorCode::MalformedBody),
+        (opcode::RANGE, Flags::NONE, b"", ErrorCode::MalformedBody),
+        (
+            opcode::RANGE,
+            Flags::NONE,
+            &[1, 9],
+            ErrorCode::MalformedBody,
+        ),
+        (
+            opcode::RANGE,
+            Flags::NONE,
+            &[0; 80],
+            ErrorCode::MalformedBody,
+        ),
     ] {
         let mut frame = Vec::new();
         encode_frame(&mut frame, opcode, flags, 42, |out| {
@@ -239,6 +252,9 @@ async fn unknown_opcodes_and_malformed_bodies() {
         let (id, error) = raw.error();
         assert_eq!((id, error.code), (42, code), "{opcode}: {error}");
     }
+    raw.request(43, &Request::Range(RangeRequest::default()));
+    let (id, error) = raw.error();
+    assert_eq!((id, error.api()), (43, Some(ApiError::KeyNotProvided)));
     // Frames were whole, so the connection goes on.
     raw.assert_serves();
 }

@@ -25,6 +25,14 @@ pub(crate) struct Writes {
     pub(crate) kinds: Kinds,
 }
 
+impl Writes {
+    /// Empties it, to be used again.
+    pub(crate) fn clear(&mut self) {
+        self.requests.clear();
+        (self.bytes, self.kinds) = (0, Kinds::default());
+    }
+}
+
 /// Requests that wait for one linearizable view.
 #[derive(Debug, Default)]
 pub(crate) struct Reads {
@@ -34,6 +42,15 @@ pub(crate) struct Reads {
     pub(crate) bodies: Vec<u8>,
     /// How many of each kind.
     pub(crate) kinds: Kinds,
+}
+
+impl Reads {
+    /// Empties it, to be used again.
+    pub(crate) fn clear(&mut self) {
+        self.requests.clear();
+        self.bodies.clear();
+        self.kinds = Kinds::default();
+    }
 }
 
 /// Something that a connection waited for.

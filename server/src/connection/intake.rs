@@ -1,12 +1,13 @@
 //! From received bytes to what the replica takes: one batch for each read of
 //! the socket.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use varve_engine::mvcc::validate;
 use varve_protocol::{
-    Empty, ErrorCode, Frame, FrameHeader, Request, RequestError, WireError, encode_error,
+    Empty, ErrorCode, Flags, Frame, FrameHeader, Request, RequestError, WireError, encode_error,
     encode_reply, opcode,
 };
 use varve_raft::Proposal;
@@ -21,6 +22,34 @@ use crate::service::hash_kv;
 /// A proposal is handed over once it is this long: far below what the log takes.
 const PROPOSAL_BYTES: usize = 1 << 20;
 
+/// Batches whose memory a connection keeps for the next ones.
+const SPARES: usize = 4;
+/// Most bytes that a kept batch has room for.
+const SPARE_BYTES: usize = 64 << 10;
+
+/// Memory of answered batches.
+#[derive(Default)]
+pub(super) struct Spares {
+    reads: Vec<Reads>,
+    writes: Vec<Writes>,
+}
+
+impl Spares {
+    pub(super) fn keep_reads(&mut self, mut reads: Reads) {
+        if self.reads.len() < SPARES && reads.bodies.capacity() <= SPARE_BYTES {
+            reads.clear();
+            self.reads.push(reads);
+        }
+    }
+
+    pub(super) fn keep_writes(&mut self, mut writes: Writes) {
+        if self.writes.len() < SPARES {
+            writes.clear();
+            self.writes.push(writes);
+        }
+    }
+}
+
 /// The requests of one read of the socket.
 #[derive(Default)]
 pub(super) struct Batch {
@@ -33,9 +62,21 @@ pub(super) struct Batch {
     local: Reads,
     /// Requests that are answered at once.
     immediate: Kinds,
+    /// Bytes of input, the most that all commands together can come to.
+    input_bytes: usize,
 }
 
 impl Batch {
+    /// A batch for what is in `input_bytes` of input.
+    pub(super) fn new(spares: &mut Spares, input_bytes: usize) -> Self {
+        Self {
+            writes: spares.writes.pop().unwrap_or_default(),
+            linearizable: spares.reads.pop().unwrap_or_default(),
+            input_bytes,
+            ..Self::default()
+        }
+    }
+
     /// Whether the writes are enough for a proposal.
     pub(super) fn is_full(&self) -> bool {
         self.commands.len() >= PROPOSAL_BYTES
@@ -44,6 +85,9 @@ impl Batch {
     fn push_write(&mut self, header: &FrameHeader, kind: Kind, body: &[u8]) {
         // A body is bounded far below 4 GiB by the decoder.
         let length = body.len() as u32 + 1;
+        if self.commands.is_empty() {
+            self.commands.reserve(self.input_bytes);
+        }
         self.commands.extend_from_slice(&length.to_le_bytes());
         self.commands.push(header.opcode);
         self.commands.extend_from_slice(body);
@@ -74,6 +118,17 @@ impl Connection {
         let FrameHeader {
             opcode, request_id, ..
         } = frame.header;
+        if opcode == opcode::RANGE
+            && frame.header.flags == Flags::NONE
+            && let Some(bits) = frame.body.first()
+        {
+            // Read as a whole, and refused if need be, when it is answered.
+            let (kind, local) = match bits & 1 {
+                0 => (Kind::Range, false),
+                _ => (Kind::SerializableRange, true),
+            };
+            return batch.push_read(&frame.header, kind, frame.body, local);
+        }
         let taken = match Request::from_frame(frame) {
             Ok(request) => self.sort_in(&frame.header, &request, frame.body, batch),
             Err(error) => {
@@ -100,17 +155,6 @@ impl Connection {
         batch: &mut Batch,
     ) -> Result<(), WireError> {
         match request {
-            Request::Range(range) => {
-                if range.key.is_empty() {
-                    return Err(ApiError::KeyNotProvided.into());
-                }
-                let kind = if range.serializable {
-                    Kind::SerializableRange
-                } else {
-                    Kind::Range
-                };
-                batch.push_read(header, kind, body, range.serializable);
-            }
             Request::Put(put) => {
                 self.check_write(&Command::Put(*put), body)?;
                 batch.push_write(header, Kind::Put, body);
@@ -205,7 +249,8 @@ impl Connection {
     /// Hands over what one read of the socket brought.
     pub(super) fn hand_over(&mut self, batch: Batch) {
         let started = Instant::now();
-        let metrics = &self.service.metrics;
+        let service = Arc::clone(&self.service);
+        let metrics = &service.metrics;
         metrics.count_requests(&batch.immediate);
         let Batch {
             commands,
@@ -220,27 +265,31 @@ impl Connection {
             add(&metrics.proposed_commands, writes.requests.len() as u64);
             self.in_flight += writes.requests.len();
             self.in_flight_bytes += writes.bytes;
-            self.service.node.propose(Proposal {
+            service.node.propose(Proposal {
                 commands: Bytes::from(commands),
                 // Bounded by what one read of the socket holds.
                 count: writes.requests.len() as u32,
                 sink: WriteSink::new(self.inbox.clone(), writes, started),
             });
+        } else {
+            self.spares.keep_writes(writes);
         }
         if !linearizable.requests.is_empty() {
             metrics.count_requests(&linearizable.kinds);
             add(&metrics.read_batches, 1);
             self.in_flight += linearizable.requests.len();
             self.in_flight_bytes += linearizable.bodies.len();
-            self.service
+            service
                 .node
                 .read(ViewSink::new(self.inbox.clone(), linearizable, started));
+        } else {
+            self.spares.keep_reads(linearizable);
         }
         if !local.requests.is_empty() {
             metrics.count_requests(&local.kinds);
             self.in_flight += local.requests.len();
             self.in_flight_bytes += local.bodies.len();
-            let (view, term) = (self.service.node.view(), self.service.term());
+            let (view, term) = (service.node.view(), service.term());
             self.work.push_back(Work::reads(local, started, view, term));
         }
     }

@@ -36,7 +36,7 @@ use crate::service::Service;
 use crate::watch::WatchSet;
 use inbox::Delivery;
 pub(crate) use inbox::Mail;
-use intake::Batch;
+use intake::{Batch, Spares};
 use work::Work;
 
 /// Requests that may be in flight on one connection.
@@ -69,6 +69,9 @@ pub struct Connection {
     filled: usize,
     out: Vec<u8>,
     sent: usize,
+    /// Swapped with what the inbox holds.
+    mail: Mail,
+    spares: Spares,
     work: VecDeque<Work>,
     watches: Option<WatchSet>,
     notice: Option<Pin<Box<Sleep>>>,
@@ -98,6 +101,8 @@ impl Connection {
             filled: 0,
             out: Vec::new(),
             sent: 0,
+            mail: Mail::default(),
+            spares: Spares::default(),
             work: VecDeque::new(),
             watches: None,
             notice: None,
@@ -160,11 +165,10 @@ impl Connection {
 
     /// Takes what other threads left, until there is nothing: then they wake this task.
     fn take_mail(&mut self, context: &Context<'_>) -> bool {
-        let mut mail = Mail::default();
-        if !self.inbox.take(&mut mail, context) {
+        if !self.inbox.take(&mut self.mail, context) {
             return false;
         }
-        for delivery in mail.deliveries {
+        for delivery in self.mail.deliveries.drain(..) {
             match delivery {
                 Delivery::Writes(writes, started, outcome) => {
                     self.in_flight -= writes.requests.len();
@@ -178,6 +182,7 @@ impl Connection {
                             work::refuse_all(service, out, requests, error);
                         }
                     }
+                    self.spares.keep_writes(writes);
                 }
                 Delivery::Reads(reads, started, Ok((view, term))) => {
                     self.work.push_back(Work::reads(reads, started, view, term));
@@ -193,8 +198,9 @@ impl Connection {
             }
         }
         if let Some(watches) = &mut self.watches {
-            watches.woken(&mail.watches);
+            watches.woken(&self.mail.watches);
         }
+        self.mail.watches.clear();
         true
     }
 
@@ -207,9 +213,11 @@ impl Connection {
             let step = work.step(&self.service, &mut self.out, &mut paused);
             match step {
                 work::Step::More => self.work.push_front(work),
-                work::Step::Done(requests, bytes) => {
-                    self.in_flight -= requests;
-                    self.in_flight_bytes -= bytes;
+                work::Step::Done => {}
+                work::Step::Answered(reads) => {
+                    self.in_flight -= reads.requests.len();
+                    self.in_flight_bytes -= reads.bodies.len();
+                    self.spares.keep_reads(reads);
                 }
             }
             if let Some(range) = paused {
@@ -287,7 +295,7 @@ impl Connection {
     }
 
     fn take_frames(&mut self) {
-        let mut batch = Batch::default();
+        let mut batch = Batch::new(&mut self.spares, self.filled);
         let input = std::mem::take(&mut self.input);
         let mut start = 0;
         let needed = loop {

@@ -35,8 +35,10 @@ pub(super) enum Work {
 pub(super) enum Step {
     /// There is more of it.
     More,
-    /// It is done; so many requests with so many bytes are answered.
-    Done(usize, usize),
+    /// It is done.
+    Done,
+    /// It is done; these requests are answered.
+    Answered(Reads),
 }
 
 impl Work {
@@ -63,7 +65,7 @@ impl Work {
         match self {
             Self::Range(range) => {
                 if range.resume(out) {
-                    Step::Done(0, 0)
+                    Step::Done
                 } else {
                     Step::More
                 }
@@ -88,7 +90,7 @@ impl Work {
                     return Step::More;
                 }
                 service.metrics.observe(&reads.kinds, started.elapsed());
-                Step::Done(reads.requests.len(), reads.bodies.len())
+                Step::Answered(std::mem::take(reads))
             }
         }
     }
@@ -104,6 +106,7 @@ fn answer_read(
     body: &[u8],
 ) -> Option<PausedRange> {
     let result = match Request::decode(opcode, body) {
+        Ok(Request::Range(range)) if range.key.is_empty() => Err(ApiError::KeyNotProvided.into()),
         Ok(Request::Range(range)) => return ranges::answer(out, view, id, header, &range),
         Ok(Request::Txn(txn)) => match view.read_txn(&txn) {
             Ok(reply) => {
@@ -116,8 +119,11 @@ fn answer_read(
             encode_reply(out, opcode::MEMBER_LIST, id, &header, &service.members());
             Ok(())
         }
-        // It was decoded when it came in.
-        Ok(_) | Err(_) => Err(WireError::internal("a request changed while it waited")),
+        Ok(_) => Err(WireError::internal("a request changed while it waited")),
+        Err(error) => {
+            add(&service.metrics.malformed, 1);
+            Err((&error).into())
+        }
     };
     if let Err(error) = result {
         add(&service.metrics.failed, 1);
