@@ -370,7 +370,10 @@ impl raft::Storage for RaftLog {
         let max_bytes = max_size.into().unwrap_or(u64::MAX);
         let cache_first = self.cache_first();
         if low < cache_first {
-            if let Some(entries) = self.fetches.borrow_mut().done.remove(&low) {
+            if context.can_async()
+                && let Some(mut entries) = self.fetches.borrow_mut().done.remove(&low)
+            {
+                entries.truncate((high - low) as usize);
                 return Ok(entries);
             }
             let cold_end = high.min(cache_first);

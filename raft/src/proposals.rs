@@ -133,21 +133,23 @@ impl Proposals {
 
     /// The sinks of a committed entry's proposals, if this member proposed them.
     pub(crate) fn committed(&mut self, header: EntryHeader) -> Sinks {
-        let Some(offset) = header.number.checked_sub(self.first_number) else {
-            return Sinks::new();
-        };
-        if header.proposer != self.member_id || offset >= self.waiting.len() as u64 {
+        if header.proposer != self.member_id {
             return Sinks::new();
         }
-        let end = (offset as usize + header.count as usize).min(self.waiting.len());
-        let sinks = self
-            .waiting
-            .range_mut(offset as usize..end)
-            .map(|waiting| {
-                self.waiting_bytes -= std::mem::take(&mut waiting.bytes);
-                waiting.sink.take()
-            })
-            .collect();
+        // The first of them may have been refused for their age and forgotten.
+        let past = self.first_number.saturating_sub(header.number);
+        let start = header.number.saturating_sub(self.first_number);
+        if past >= u64::from(header.count) || start >= self.waiting.len() as u64 {
+            return Sinks::new();
+        }
+        let (forgotten, start) = (past as usize, start as usize);
+        let end = (start + header.count as usize - forgotten).min(self.waiting.len());
+        let mut sinks = Sinks::new();
+        sinks.resize_with(forgotten, || None);
+        sinks.extend(self.waiting.range_mut(start..end).map(|waiting| {
+            self.waiting_bytes -= std::mem::take(&mut waiting.bytes);
+            waiting.sink.take()
+        }));
         self.forget_done();
         sinks
     }
@@ -156,7 +158,9 @@ impl Proposals {
     /// with it; what was not sent yet goes to the next one.
     pub(crate) fn leader_lost(&mut self, term: u64) {
         let packed: usize = self.packed.iter().map(|entry| proposals_in(entry)).sum();
-        let sent = self.waiting.len() - self.queued.len() - packed;
+        // An entry that was put back may hold proposals that are forgotten by now.
+        let not_sent = self.queued.len() + packed;
+        let sent = self.waiting.len().saturating_sub(not_sent);
         for waiting in self.waiting.iter_mut().take(sent) {
             waiting.leader_lost = true;
             self.lost_term = Some(term);
@@ -408,6 +412,25 @@ mod tests {
         assert_eq!(test.proposals.next_entry().unwrap(), entry);
         let next = test.proposals.next_entry().unwrap();
         assert_eq!(test.header(&next).number, 1001);
+    }
+
+    #[test]
+    fn an_entry_whose_first_proposal_is_forgotten_answers_the_others() {
+        let mut test = Test::new();
+        test.push(10, 0);
+        test.push(10, 50);
+        let entry = test.proposals.next_entry().unwrap();
+        let header = test.header(&entry);
+        assert_eq!((header.number, header.count), (1000, 2));
+        for tick in 1.. {
+            test.proposals.expire(tick);
+            if !test.refused().is_empty() {
+                break;
+            }
+        }
+        let sinks = test.proposals.committed(header);
+        let answered: Vec<_> = sinks.iter().map(Option::is_some).collect();
+        assert_eq!(answered, [false, true]);
     }
 
     #[test]

@@ -156,6 +156,9 @@ impl Replica {
             read_only_option: raft::ReadOnlyOption::Safe,
             batch_append: true,
             max_committed_size_per_ready: 16 << 20,
+            // Bounds what a leader holds for followers whose disks are stuck, and
+            // what followers forward to a leader whose own disk is.
+            max_uncommitted_size: (2 * settings.max_pending_bytes).max(16 << 20) as u64,
             ..raft::Config::default()
         };
         config

@@ -57,8 +57,8 @@ pub(super) fn checkpoint(shared: &Shared) -> Result<Applied> {
     };
     free_map.write(pager, state.number, &keeper.free_map);
     if let Err(error) = make_durable(shared, &meta, &unsealed) {
-        // The writer is stopped, so nobody takes these pages while the file may
-        // refer to them.
+        // The file may refer to these pages already. Nobody takes them: a batch
+        // looks at the latch whenever it takes pages.
         give(shared, &free_map.replaced_by(&keeper.free_map));
         return Err(error);
     }

@@ -44,7 +44,14 @@ pub(super) fn open(disk: &dyn Disk, path: &Path, options: Options) -> Result<Sha
     let file = disk.open(path, OpenMode::Create).map_err(disk_error)?;
     let found = [read_meta(&*file, 0)?, read_meta(&*file, 1)?];
     let meta = match choose(&*file, &found)? {
-        Some(meta) => meta,
+        Some(meta) => {
+            // After a failed sync the kernel may show a page that the disk does
+            // not have. What is built on it must not begin before it is there.
+            let offset = meta.page() * PAGE_BYTES as u64;
+            file.write_at(&meta.encode(), offset).map_err(disk_error)?;
+            file.sync().map_err(disk_error)?;
+            meta
+        }
         None => create(disk, &*file)?,
     };
     let bytes = file.len().map_err(disk_error)?;

@@ -58,6 +58,8 @@ impl<'b> Pages<'b> {
     fn take(&mut self) -> Result<u64> {
         if self.pool.is_empty() {
             let mut space = self.shared.space();
+            // Under the lock: what a failed checkpoint gives back is not for use.
+            self.shared.check_latch()?;
             for taken in 0..POOL_PAGES {
                 match space.take_for_batch(self.shared.pager(), 1) {
                     Ok(extent) => self.pool.push(extent.page),
@@ -132,7 +134,11 @@ impl<'b> Pages<'b> {
     pub(super) fn create_run(&mut self, value: &[u8]) -> Result<OverflowRef> {
         let pager = self.pager();
         let pages = run_pages(value.len());
-        let extent = self.shared.space().take_for_batch(pager, pages)?;
+        let extent = {
+            let mut space = self.shared.space();
+            self.shared.check_latch()?;
+            space.take_for_batch(pager, pages)?
+        };
         pager.write_run(&mut self.token, extent.page, value);
         Ok(OverflowRef {
             page: extent.page,

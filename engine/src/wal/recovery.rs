@@ -29,7 +29,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::record::{self, Flaw, GroupScan, KIND_SEAL};
+use super::record::{self, Flaw, GroupScan, KIND_SEAL, MAX_GROUP_BYTES};
 use super::scan::{self, Window, user_records};
 use super::segment::{HEADER_BYTES, Segment, SegmentHeader, VERSION, number_of, segment_path};
 use super::{FIRST_LSN, Identity, Lsn, Result, WalError};
@@ -136,7 +136,10 @@ pub(super) fn recover(
     }
     let (case, truncated_bytes) = cut_tail(last, &walk)?;
     // The last group may have been written and not yet synced when the process
-    // ended; from now on it counts as durable.
+    // ended; from now on it counts as durable. A sync alone would not do: after
+    // one that failed, the kernel shows what the disk does not have and syncs it
+    // no more.
+    write_again(last, walk.lsn)?;
     last.file.sync()?;
     let recovered = Recovered {
         case,
@@ -472,14 +475,26 @@ fn cut_tail(last: &Segment, walk: &Walk<'_>) -> Result<(Case, u64)> {
         ));
     };
     let zeroes = AlignedBuf::zeroed((to - from) as usize);
-    last.file.write_at(&zeroes, last.offset_of(from))?;
-    last.file.sync()?;
+    last.file.write_durable(&zeroes, last.offset_of(from))?;
     let case = if walk.end.1 == 0 {
         Case::TornTail
     } else {
         Case::TornGroup
     };
     Ok((case, to - walk.lsn))
+}
+
+/// Writes the end of the segment up to `end`, a group at least, once more.
+fn write_again(last: &Segment, end: Lsn) -> Result<()> {
+    let end = last.offset_of(end);
+    let block = align::BLOCK_BYTES as u64;
+    let from = end.saturating_sub(MAX_GROUP_BYTES as u64).max(block) / block * block;
+    if from < end {
+        let mut bytes = AlignedBuf::zeroed((end - from) as usize);
+        last.file.read_exact_at(&mut bytes, from)?;
+        last.file.write_durable(&bytes, from)?;
+    }
+    Ok(())
 }
 
 fn missing(dir: &Path, number: u64, lsn: Lsn) -> WalError {
