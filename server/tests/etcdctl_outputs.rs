@@ -137,7 +137,8 @@ fn run(
             let said = (hide(taken(&output)), hide(taken(&errors)));
             status.is_some() || said == (step.output.clone(), step.errors.clone())
         });
-        drop(stdin);
+        // Its input ends with it: an end of input would make it leave by itself.
+        child.stdin = Some(stdin);
     }
     let code = child.try_wait().unwrap().and_then(|status| status.code());
     let _ = child.kill();
