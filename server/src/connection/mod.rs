@@ -245,7 +245,8 @@ impl Connection {
         if sleep.as_mut().poll(context).is_pending() {
             return false;
         }
-        watches.notice(Instant::now(), &mut self.out);
+        let has_room = self.out.len() - self.sent < OUT_ROOM;
+        watches.notice(Instant::now(), has_room, &mut self.out);
         self.notice = None;
         true
     }

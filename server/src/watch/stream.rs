@@ -360,8 +360,9 @@ impl WatchSet {
         }
     }
 
-    /// Tells idle watches that asked for it how far they are.
-    pub(crate) fn notice(&mut self, now: Instant, out: &mut Vec<u8>) {
+    /// Tells idle watches that asked for it how far they are; lets it be this time
+    /// if the client does not take what waits for it already.
+    pub(crate) fn notice(&mut self, now: Instant, has_room: bool, out: &mut Vec<u8>) {
         if self.next_notice.is_none_or(|due| due > now) {
             return;
         }
@@ -369,7 +370,8 @@ impl WatchSet {
         let newest = self.service.node.view().revision();
         let term = self.service.term();
         for (id, watch) in &mut self.watches {
-            if watch.progress_notify
+            if has_room
+                && watch.progress_notify
                 && now.duration_since(watch.last_sent) >= interval
                 && let Some(below) = self.service.hub.done_below(watch.hub_key)
             {
@@ -417,9 +419,12 @@ impl<'a, 'o> Frames<'a, 'o> {
         }
     }
 
-    /// Whether the turn should end before an event of `revision`.
+    /// Whether the turn should end before an event of `revision`. Never before
+    /// the first: a watch with any credit left must get on.
     fn full(&self, revision: i64) -> bool {
-        revision != self.revision && self.spent + self.writer.body_bytes() >= self.allowance
+        self.events > 0
+            && revision != self.revision
+            && self.spent + self.writer.body_bytes() >= self.allowance
     }
 
     fn push(&mut self, event: EventRef<'_>) {
