@@ -20,6 +20,7 @@ type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 const TREE: TreeId = TreeId(1);
 const BATCH: usize = 1000;
+const PREFETCH: usize = 16;
 const VALUE_BYTES: usize = 256;
 
 fn main() -> Outcome<()> {
@@ -144,11 +145,15 @@ fn write(
     let start = clock();
     for part in keys.chunks(BATCH) {
         let mut batch = store.begin()?;
-        for key in part {
-            if round == 1 {
-                black_box(batch.get(TREE, key)?);
+        for group in part.chunks(PREFETCH) {
+            let soon: Vec<&[u8]> = group.iter().map(|key| &key[..]).collect();
+            batch.prefetch(TREE, &soon);
+            for key in group {
+                if round == 1 {
+                    black_box(batch.get(TREE, key)?);
+                }
+                batch.put(TREE, key, &value(key, round))?;
             }
-            batch.put(TREE, key, &value(key, round))?;
         }
         batch.publish(next(applied))?;
     }

@@ -17,7 +17,7 @@ use varve_engine::mvcc::{
 use varve_engine::wal::WalReader;
 use varve_types::{ApiError, Command};
 
-use crate::entry::{self, Commands};
+use crate::entry::{self, Ahead, Commands};
 use crate::error::RaftError;
 use crate::io::{EntryData, ToApply};
 use crate::log;
@@ -27,6 +27,9 @@ use crate::metrics::Metrics;
 use crate::node::Watchers;
 use crate::sink::{Completion, ReplySink};
 use crate::snapshot::LoadedStore;
+
+/// Commands whose keys are prefetched at a time.
+const PREFETCH_COMMANDS: usize = 16;
 
 /// Owns the store and applies to it.
 pub(crate) struct Applier {
@@ -86,12 +89,17 @@ impl Applier {
         let mut applied = self.applied;
         let mut membership = None;
         let mut commands = 0;
-        let mut txn = self.store.begin(self.options)?;
+        let mut options = self.options;
+        if !self.watchers.wanted() {
+            options.max_event_bytes = 0;
+        }
+        let mut txn = self.store.begin(options)?;
         let mut batch = Batch {
             membership: &self.membership,
             changed: &mut membership,
             answers: &mut self.answers,
             commands: &mut commands,
+            prefetched: 0,
         };
         for entry in entries {
             if entry.index <= applied.index {
@@ -196,6 +204,8 @@ struct Batch<'a> {
     changed: &'a mut Option<Membership>,
     answers: &'a mut Vec<(Box<dyn ReplySink>, Vec<Reply>)>,
     commands: &'a mut u64,
+    /// Commands still to come whose keys were prefetched.
+    prefetched: usize,
 }
 
 impl Batch<'_> {
@@ -218,15 +228,16 @@ impl Batch<'_> {
             Ok(decoded) => decoded,
             Err(_) => return Ok(()),
         };
+        let mut ahead = Ahead::new(&proposals);
         let mut sinks = sinks.into_iter();
         while let Ok(Some((count, commands))) = proposals.next_proposal() {
             match sinks.next().flatten() {
                 Some(sink) => {
                     let mut replies = Vec::with_capacity(count as usize);
-                    self.commands(txn, commands, |reply| replies.push(reply))?;
+                    self.commands(txn, commands, &mut ahead, |reply| replies.push(reply))?;
                     self.answers.push((sink, replies));
                 }
-                None => self.silent(txn, commands)?,
+                None => self.silent(txn, commands, &mut ahead)?,
             }
         }
         Ok(())
@@ -236,10 +247,11 @@ impl Batch<'_> {
         &mut self,
         txn: &mut WriteTxn<'_>,
         mut commands: Commands<'_>,
+        ahead: &mut Ahead<'_>,
         mut reply: impl FnMut(Reply),
     ) -> Result<(), RaftError> {
         while let Ok(Some((opcode, body))) = commands.next_command() {
-            *self.commands += 1;
+            self.count(txn, ahead);
             reply(match Command::decode_body(opcode, body) {
                 Ok(Command::MemberAttributes(attributes)) => {
                     self.publish_member(attributes);
@@ -263,9 +275,10 @@ impl Batch<'_> {
         &mut self,
         txn: &mut WriteTxn<'_>,
         mut commands: Commands<'_>,
+        ahead: &mut Ahead<'_>,
     ) -> Result<(), RaftError> {
         while let Ok(Some((opcode, body))) = commands.next_command() {
-            *self.commands += 1;
+            self.count(txn, ahead);
             match Command::decode_body(opcode, body) {
                 Ok(Command::MemberAttributes(attributes)) => self.publish_member(attributes),
                 Ok(command) => txn.apply_silent(&command)?,
@@ -273,6 +286,27 @@ impl Batch<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Counts a command that is about to be applied, and now and then has the
+    /// engine bring in what this one and the next ones need.
+    fn count(&mut self, txn: &WriteTxn<'_>, ahead: &mut Ahead<'_>) {
+        *self.commands += 1;
+        if self.prefetched == 0 {
+            let mut keys = [&[][..]; PREFETCH_COMMANDS];
+            let mut found = 0;
+            while self.prefetched < PREFETCH_COMMANDS
+                && let Some((opcode, body)) = ahead.next_command()
+            {
+                self.prefetched += 1;
+                if let Some(key) = Command::first_key(opcode, body) {
+                    keys[found] = key;
+                    found += 1;
+                }
+            }
+            txn.prefetch(&keys[..found]);
+        }
+        self.prefetched = self.prefetched.saturating_sub(1);
     }
 
     fn publish_member(&mut self, attributes: varve_types::MemberAttributes) {

@@ -84,6 +84,7 @@ pub(crate) fn validate(data: &[u8]) -> Result<EntryHeader, DecodeError> {
 }
 
 /// The proposals of an entry.
+#[derive(Clone)]
 pub(crate) struct Proposals<'a> {
     reader: Reader<'a>,
     left: u32,
@@ -109,6 +110,7 @@ impl<'a> Proposals<'a> {
 }
 
 /// The commands of a proposal.
+#[derive(Clone)]
 pub(crate) struct Commands<'a> {
     reader: Reader<'a>,
 }
@@ -123,6 +125,35 @@ impl<'a> Commands<'a> {
         match command.split_first() {
             Some((opcode, body)) => Ok(Some((*opcode, body))),
             None => Err(self.reader.error("opcode")),
+        }
+    }
+}
+
+/// Goes over the commands of an entry ahead of who applies them.
+pub(crate) struct Ahead<'a> {
+    proposals: Proposals<'a>,
+    commands: Option<Commands<'a>>,
+}
+
+impl<'a> Ahead<'a> {
+    /// Stands before what `proposals` has left.
+    pub(crate) fn new(proposals: &Proposals<'a>) -> Self {
+        Self {
+            proposals: proposals.clone(),
+            commands: None,
+        }
+    }
+
+    /// The next command; none at the end, or where the entry is malformed.
+    pub(crate) fn next_command(&mut self) -> Option<(u8, &'a [u8])> {
+        loop {
+            if let Some(commands) = &mut self.commands
+                && let Some(command) = commands.next_command().ok()?
+            {
+                return Some(command);
+            }
+            let (_, commands) = self.proposals.next_proposal().ok()??;
+            self.commands = Some(commands);
         }
     }
 }

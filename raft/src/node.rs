@@ -41,6 +41,10 @@ const READ_RETRY: Duration = Duration::from_millis(500);
 
 /// Takes the events of each applied batch, on the apply thread; must not block.
 pub trait Watchers: Send {
+    /// Whether anyone watches. If not, the events of the next batch are not
+    /// collected: `notify` is given `ReadFromStore`.
+    fn wanted(&self) -> bool;
+
     /// `events` became visible with `view`. After a snapshot from another member
     /// they are `ReadFromStore`, and the start may be compacted.
     fn notify(&mut self, events: LiveEvents, view: Arc<View>);
@@ -48,6 +52,10 @@ pub trait Watchers: Send {
 
 /// Watchers for a node that has none.
 impl Watchers for () {
+    fn wanted(&self) -> bool {
+        false
+    }
+
     fn notify(&mut self, _events: LiveEvents, _view: Arc<View>) {}
 }
 

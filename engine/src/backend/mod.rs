@@ -122,6 +122,12 @@ pub trait Snapshot: Read + Send + Sync {
 
 /// The changes of one batch. Reads see them. Dropping it unpublished undoes it.
 pub trait Batch: Read {
+    /// Says that `keys` are about to be read or written, so that an engine can
+    /// bring what they need into the processor's cache, for all of them at a
+    /// time instead of one after another. Changes nothing. A few dozen keys at
+    /// a time do most; more only push each other out.
+    fn prefetch(&self, _tree: TreeId, _keys: &[&[u8]]) {}
+
     /// Sets `key` to `value`.
     fn put(&mut self, tree: TreeId, key: &[u8], value: &[u8]) -> Result<()>;
 

@@ -10,6 +10,7 @@ use std::sync::MutexGuard;
 
 use super::pages::Pages;
 use super::path::Place;
+use super::prefetch;
 use super::read;
 use super::readers::Publisher;
 use super::snapshot::root_of;
@@ -126,6 +127,12 @@ impl Read for WriteBatch<'_> {
 }
 
 impl Batch for WriteBatch<'_> {
+    fn prefetch(&self, tree: TreeId, keys: &[&[u8]]) {
+        if let Ok(root) = root_of(&self.state.roots, tree) {
+            prefetch::leaves(self.pages.view(), root, keys);
+        }
+    }
+
     fn put(&mut self, tree: TreeId, key: &[u8], value: &[u8]) -> Result<()> {
         self.write(tree, |writer| writer.put(key, value))
     }

@@ -79,11 +79,9 @@ fn write_back(shared: &Shared, unsealed: &[u64]) -> Result<()> {
     const WINDOW_BYTES: u64 = (WINDOW_WORDS * 64 * PAGE_BYTES) as u64;
     for (window, words) in unsealed.chunks(WINDOW_WORDS).enumerate() {
         if words.iter().any(|word| *word != 0) {
-            let written = shared
+            shared
                 .pager()
-                .file()
-                .write_back(window as u64 * WINDOW_BYTES, WINDOW_BYTES);
-            written.map_err(disk_error)?;
+                .write_back(window as u64 * WINDOW_BYTES, WINDOW_BYTES)?;
         }
     }
     Ok(())
@@ -107,8 +105,8 @@ fn give(shared: &Shared, pages: &[u64]) {
 }
 
 fn sync(shared: &Shared) -> Result<()> {
-    let synced = shared.pager().file().sync();
-    synced.map_err(|error| shared.latch(disk_error(error)))
+    let synced = shared.pager().sync();
+    synced.map_err(|error| shared.latch(error))
 }
 
 /// The pages whose bits are set.

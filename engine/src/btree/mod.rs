@@ -9,7 +9,7 @@
 //! From the bottom up: [`page`], `slotted`, `search`, `leaf` and `branch` are
 //! the format of a page; `pager` and `readers` are the only places with unsafe
 //! code, and say who may touch which page when; `bitmap`, `space` and
-//! `free_map` know which pages are free; `read`, `sums`, `path` go down a tree;
+//! `free_map` know which pages are free; `read`, `sums`, `path`, `prefetch` go down a tree;
 //! `write`, `split`, `spill`, `merge` and `delete_range` change it; `batch`, `snapshot`,
 //! `checkpoint`, `open` and `check` are what a user does with a store.
 //! `engine/FORMAT.md` has the bytes.
@@ -38,6 +38,7 @@ pub mod page;
 mod pager;
 mod pages;
 mod path;
+mod prefetch;
 mod read;
 mod readers;
 mod search;

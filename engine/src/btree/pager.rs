@@ -123,6 +123,21 @@ impl Pager {
         Ok(())
     }
 
+    /// Has a range of bytes written back: see [`File::write_back`].
+    pub(super) fn write_back(&self, offset: u64, length: u64) -> Result<()> {
+        let length = length.min(self.end() * PAGE_BYTES as u64 - offset);
+        self.map
+            .unmap_for_write_back(offset as usize, length as usize);
+        self.file.write_back(offset, length).map_err(disk_error)
+    }
+
+    /// Makes everything durable that was written so far.
+    pub(super) fn sync(&self) -> Result<()> {
+        let length = self.end() as usize * PAGE_BYTES;
+        self.map.unmap_for_write_back(0, length);
+        self.file.sync().map_err(disk_error)
+    }
+
     /// Sight of the state that `pin` holds.
     pub(super) fn pinned<'v>(&'v self, _pin: &'v Pin) -> View<'v> {
         View { pager: self }
@@ -195,7 +210,11 @@ impl Pager {
     }
 
     fn set_verified(&self, number: u64) {
-        if let Some(word) = self.verified.get((number / 64) as usize) {
+        // A look first: most pages are recycled ones, and an atomic change waits
+        // for the stores before it.
+        if !self.is_verified(number)
+            && let Some(word) = self.verified.get((number / 64) as usize)
+        {
             word.fetch_or(1 << (number % 64), Ordering::AcqRel);
         }
     }
@@ -272,13 +291,24 @@ impl<'v> View<'v> {
     /// header, its prefix and its first slots.
     #[inline]
     pub(super) fn prefetch(&self, number: u64) {
+        self.prefetch_lines(number, SEARCH_LINES);
+    }
+
+    /// Asks the processor to load a whole page, which is about to be copied.
+    #[inline]
+    pub(super) fn prefetch_all(&self, number: u64) {
+        self.prefetch_lines(number, PAGE_LINES);
+    }
+
+    #[inline]
+    fn prefetch_lines(&self, number: u64, lines: usize) {
         // Only an address is formed, and a prefetch of a wrong one does nothing.
         let start = self
             .pager
             .map
             .base()
             .wrapping_add(number as usize * PAGE_BYTES);
-        for line in 0..SEARCH_LINES {
+        for line in 0..lines {
             prefetch_line(start.wrapping_add(line * LINE_BYTES));
         }
     }
@@ -365,6 +395,8 @@ fn zeroed_words(count: usize) -> Box<[AtomicU64]> {
 const LINE_BYTES: usize = 64;
 /// Lines that a search in a leaf of usual values looks at.
 const SEARCH_LINES: usize = 3;
+/// Lines of a whole page.
+const PAGE_LINES: usize = PAGE_BYTES / LINE_BYTES;
 
 #[inline]
 fn prefetch_line(address: *const u8) {

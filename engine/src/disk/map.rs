@@ -12,6 +12,8 @@ use super::sigbus;
 /// A stretch of mapped addresses; unmapped when the last user lets go.
 #[derive(Debug)]
 pub(super) struct Region {
+    /// Whether the memory is a file's pages, and not anonymous.
+    is_file: bool,
     /// Before `map`, so that the SIGBUS handler never names freed addresses.
     guard: Option<sigbus::Guard>,
     map: MmapRaw,
@@ -26,7 +28,11 @@ impl Region {
             Some(fd) => options.map_raw(fd)?,
             None => options.map_anon()?.into(),
         };
-        Ok(Self { guard: None, map })
+        Ok(Self {
+            is_file: fd.is_some(),
+            guard: None,
+            map,
+        })
     }
 
     /// Names the region for the SIGBUS handler.
@@ -97,6 +103,26 @@ impl Map {
         // SAFETY: within the reservation (checked); exclusiveness and the length of
         // the file are the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.base().add(offset), length) }
+    }
+
+    /// Takes the range out of this process's page tables, which costs one flush
+    /// of the processors' translations. Writing back pages that are mapped and
+    /// dirty costs one for each of them. Nothing is lost: the pages stay in the
+    /// page cache, and the next access maps them again.
+    ///
+    /// # Panics
+    /// If the range is outside the reservation.
+    pub fn unmap_for_write_back(&self, offset: usize, length: usize) {
+        self.check(offset, length);
+        if !self.region.is_file {
+            return;
+        }
+        // SAFETY: within the reservation (checked). On a shared mapping of a file
+        // this changes no byte that anyone reads, only how it gets there. An error
+        // leaves the range mapped, which is right as well.
+        unsafe {
+            libc::madvise(self.base().add(offset).cast(), length, libc::MADV_DONTNEED);
+        }
     }
 
     fn check(&self, offset: usize, length: usize) {

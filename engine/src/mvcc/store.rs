@@ -5,7 +5,6 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use varve_types::{ApiError, Command, DeleteRangeResponse, KeyValue, PutResponse, TxnResponse};
 
-use super::META;
 use super::check::MvccReport;
 use super::compaction;
 use super::error::{MvccError, Result};
@@ -17,6 +16,9 @@ use super::txn;
 use super::validate::check_shape;
 use super::view::View;
 use super::write::{ReplyBudget, Scratch, Writer};
+use super::{LATEST, META};
+#[allow(unused_imports)] // named by the documentation
+use crate::backend::Batch;
 use crate::backend::{Applied, Backend};
 
 /// Answer to a command.
@@ -151,6 +153,11 @@ impl WriteTxn<'_> {
     /// The revision so far.
     pub fn revision(&self) -> i64 {
         self.writer.state.revision
+    }
+
+    /// Says that commands on these keys come next: see [`Batch::prefetch`].
+    pub fn prefetch(&self, keys: &[&[u8]]) {
+        self.writer.batch.prefetch(LATEST, keys);
     }
 
     /// Applies a command and makes its answer.

@@ -1,7 +1,7 @@
 //! What the Raft log carries: requests that change the store.
 
 use crate::codec::{DecodeError, Reader, put_bytes, put_count};
-use crate::{CompactionRequest, DeleteRangeRequest, PutRequest, TxnRequest};
+use crate::{CompactionRequest, Compare, DeleteRangeRequest, PutRequest, TxnRequest};
 
 /// Numbers of the requests, the same on the wire and in the log.
 #[allow(missing_docs)]
@@ -68,6 +68,20 @@ impl<'a> Command<'a> {
                     put_bytes(out, url.as_bytes());
                 }
             }
+        }
+    }
+
+    /// The first key that a command looks at, without decoding the rest; none
+    /// where there is none, or where the body is malformed.
+    pub fn first_key(opcode: u8, body: &'a [u8]) -> Option<&'a [u8]> {
+        let mut reader = Reader::new(body);
+        match opcode {
+            opcode::PUT => Some(PutRequest::decode(&mut reader).ok()?.key),
+            opcode::DELETE_RANGE => Some(DeleteRangeRequest::decode(&mut reader).ok()?.key),
+            opcode::TXN if reader.u32("compare count").ok()? > 0 => {
+                Some(Compare::decode(&mut reader).ok()?.key)
+            }
+            _ => None,
         }
     }
 

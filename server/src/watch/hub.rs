@@ -288,6 +288,10 @@ impl Woken {
 struct Feed(Arc<Hub>);
 
 impl Watchers for Feed {
+    fn wanted(&self) -> bool {
+        self.0.watchers() > 0
+    }
+
     fn notify(&mut self, events: LiveEvents, _view: Arc<View>) {
         let watched = self.0.watchers() > 0;
         let item = match events {
