@@ -15,9 +15,9 @@ use varve_engine::mvcc::{
     BatchOptions, CommandResponse, CompactBudget, LiveEvents, Reply, Store, View, WriteTxn,
 };
 use varve_engine::wal::WalReader;
-use varve_types::{ApiError, Command};
+use varve_types::{ApiError, Command, Commands};
 
-use crate::entry::{self, Ahead, Commands};
+use crate::entry::{self, Ahead};
 use crate::error::RaftError;
 use crate::io::{EntryData, ToApply};
 use crate::log;

@@ -7,7 +7,9 @@
 //! proposer finds those who wait for the answers by them.
 
 use bytes::Bytes;
-use varve_types::{DecodeError, Reader};
+use varve_types::{Commands, DecodeError, Reader};
+
+pub use varve_types::push_command;
 
 const FORMAT: u8 = 1;
 /// Bytes before the first proposal.
@@ -100,32 +102,7 @@ impl<'a> Proposals<'a> {
         self.left -= 1;
         let count = self.reader.u32("command count")?;
         let bytes = self.reader.bytes("commands")?;
-        Ok(Some((
-            count,
-            Commands {
-                reader: Reader::new(bytes),
-            },
-        )))
-    }
-}
-
-/// The commands of a proposal.
-#[derive(Clone)]
-pub(crate) struct Commands<'a> {
-    reader: Reader<'a>,
-}
-
-impl<'a> Commands<'a> {
-    /// The next command: opcode and body.
-    pub(crate) fn next_command(&mut self) -> Result<Option<(u8, &'a [u8])>, DecodeError> {
-        if self.reader.remaining() == 0 {
-            return Ok(None);
-        }
-        let command = self.reader.bytes("command")?;
-        match command.split_first() {
-            Some((opcode, body)) => Ok(Some((*opcode, body))),
-            None => Err(self.reader.error("opcode")),
-        }
+        Ok(Some((count, Commands::new(bytes))))
     }
 }
 
@@ -156,14 +133,6 @@ impl<'a> Ahead<'a> {
             self.commands = Some(commands);
         }
     }
-}
-
-/// Appends one command in the form that a proposal's commands have.
-pub fn push_command(out: &mut Vec<u8>, opcode: u8, body: &[u8]) {
-    // Commands are bounded by the longest request, far below 4 GiB.
-    out.extend_from_slice(&(body.len() as u32 + 1).to_le_bytes());
-    out.push(opcode);
-    out.extend_from_slice(body);
 }
 
 #[cfg(test)]

@@ -57,7 +57,8 @@ pub(super) fn count(read: &dyn Read, at: At, range: KeyRange<'_>) -> Result<i64>
     }
 }
 
-fn walk(
+/// Visits the keys of `range` in order.
+pub(super) fn walk(
     read: &dyn Read,
     at: At,
     range: KeyRange<'_>,

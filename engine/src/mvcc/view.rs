@@ -10,7 +10,7 @@ use varve_types::{
 use super::check::{self, MvccReport};
 use super::error::{MvccError, Result};
 use super::events::{self, Replay};
-use super::history::{decode, key_value, range_sums};
+use super::history::{decode, key_value, range_sums, version_at};
 use super::keys::Revision;
 use super::options::{BatchOptions, EventLimits, EventsEnd, RangeEnd};
 use super::range::{self, At};
@@ -124,6 +124,39 @@ impl View {
     ) -> Result<RangeEnd> {
         let at = At::new(request.revision, &self.state, false)?;
         range::range_with(self.read(), at, request, visit)
+    }
+
+    /// Passes the record that `key` had at `revision` (0 or less is the newest) to
+    /// `found`. A few descents, however many versions there are.
+    pub fn get_at<T>(
+        &self,
+        key: &[u8],
+        revision: i64,
+        found: impl FnOnce(KeyValueRef<'_>) -> T,
+    ) -> Result<Option<T>> {
+        let revision = match At::new(revision, &self.state, false)? {
+            At::Latest => return self.get(key, found),
+            At::Revision(revision) => Revision::last_of(revision),
+        };
+        let version = version_at(self.read(), key, revision)?;
+        let record = version.as_ref().and_then(|version| version.record());
+        let live = record.filter(|record| record.live);
+        Ok(live.map(|record| found(key_value(key, &record))))
+    }
+
+    /// Visits the keys of `range` at `revision` (0 or less is the newest) in
+    /// order until the visitor breaks, and counts nothing beyond.
+    pub fn scan(
+        &self,
+        range: KeyRange<'_>,
+        revision: i64,
+        direction: Direction,
+        visit: &mut dyn FnMut(KeyValueRef<'_>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let at = At::new(revision, &self.state, false)?;
+        range::walk(self.read(), at, range, direction, &mut |key, record| {
+            Ok(visit(key_value(key, record)))
+        })
     }
 
     /// Keys in `range` at `revision` (0 or less is the newest, which is O(log n)).

@@ -10,7 +10,7 @@ use super::keeper::{Keeper, Work};
 use super::reader::Shared;
 use super::record::{KIND_MARK, KIND_SEAL, MAX_GROUP_BYTES};
 use super::recovery::{self, Visit};
-use super::segment::{HEADER_BYTES, Segment, SegmentHeader, VERSION};
+use super::segment::{HEADER_BYTES, Segment, SegmentHeader, VERSION, number_of};
 use super::{
     FIRST_LSN, Group, Identity, Lsn, Recovered, Result, WalConfig, WalError, WalReader, WalStats,
 };
@@ -110,6 +110,14 @@ impl Wal {
         };
         wal.keeper.prepare_ahead(wal.active.number + 1, wal.end);
         Ok((wal, recovered))
+    }
+
+    /// Whether the log in `dir`, which exists, still holds its first segment, or
+    /// has none at all: nothing was released. Reads names only.
+    pub fn holds_its_start(disk: &dyn Disk, dir: &Path) -> Result<bool> {
+        let names = disk.list(dir)?;
+        let numbers = names.iter().filter_map(|name| number_of(name, "wal"));
+        Ok(numbers.min().is_none_or(|first| first == 1))
     }
 
     /// Where the next group goes, unless it needs a new segment.

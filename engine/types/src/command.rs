@@ -112,3 +112,39 @@ impl<'a> Command<'a> {
         Ok(command)
     }
 }
+
+/// Appends one command in the form that logs and proposals keep it in:
+/// `[u32 length of the rest][u8 opcode][body]`. [`Commands`] reads it back.
+pub fn push_command(out: &mut Vec<u8>, opcode: u8, body: &[u8]) {
+    // Commands are bounded by the longest request, far below 4 GiB.
+    out.extend_from_slice(&(body.len() as u32 + 1).to_le_bytes());
+    out.push(opcode);
+    out.extend_from_slice(body);
+}
+
+/// Commands one after the other, as [`push_command`] appends them.
+#[derive(Debug, Clone)]
+pub struct Commands<'a> {
+    reader: Reader<'a>,
+}
+
+impl<'a> Commands<'a> {
+    /// Starts at the first command of `bytes`.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self {
+            reader: Reader::new(bytes),
+        }
+    }
+
+    /// The next command: opcode and body.
+    pub fn next_command(&mut self) -> Result<Option<(u8, &'a [u8])>, DecodeError> {
+        if self.reader.remaining() == 0 {
+            return Ok(None);
+        }
+        let command = self.reader.bytes("command")?;
+        match command.split_first() {
+            Some((opcode, body)) => Ok(Some((*opcode, body))),
+            None => Err(self.reader.error("opcode")),
+        }
+    }
+}

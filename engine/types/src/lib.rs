@@ -15,7 +15,7 @@ mod response;
 mod view;
 
 pub use codec::{DecodeError, Reader, flags, put_bytes, put_count, put_i64};
-pub use command::{Command, MemberAttributes, opcode};
+pub use command::{Command, Commands, MemberAttributes, opcode, push_command};
 pub use error::ApiError;
 pub use key_range::KeyRange;
 pub use request::{
