@@ -17,15 +17,16 @@ use varve_engine::mvcc::{
 use varve_engine::wal::WalReader;
 use varve_types::{ApiError, Command, Commands};
 
+use crate::changes::AppliedChange;
 use crate::entry::{self, Ahead};
 use crate::error::RaftError;
-use crate::io::{EntryData, ToApply};
+use crate::io::{EntryData, ToApply, ToChange};
 use crate::log;
 use crate::membership::Membership;
 use crate::meta;
 use crate::metrics::Metrics;
 use crate::node::Watchers;
-use crate::sink::{Completion, ReplySink};
+use crate::sink::{ChangeSink, Completion, ReplySink};
 use crate::snapshot::LoadedStore;
 
 /// Commands whose keys are prefetched at a time.
@@ -44,12 +45,19 @@ pub(crate) struct Applier {
     answers: Vec<(Box<dyn ReplySink>, Vec<Reply>)>,
 }
 
+/// Who waits for a change, and whether it was made.
+pub(crate) type ChangeAnswer = (Box<dyn ChangeSink>, Result<(), ApiError>);
+
 /// What a batch came to.
 pub(crate) struct AppliedBatch {
     /// Index of its last entry.
     pub(crate) index: u64,
     /// The members, if it changed them.
     pub(crate) membership: Option<Arc<Membership>>,
+    /// What was changed, in order.
+    pub(crate) changes: Vec<AppliedChange>,
+    /// To be answered once the members are known to all who may be asked next.
+    pub(crate) answers: Vec<ChangeAnswer>,
 }
 
 impl Applier {
@@ -94,12 +102,15 @@ impl Applier {
             options.max_event_bytes = 0;
         }
         let mut txn = self.store.begin(options)?;
+        let (mut changes, mut change_answers) = (Vec::new(), Vec::new());
         let mut batch = Batch {
             membership: &self.membership,
             changed: &mut membership,
             answers: &mut self.answers,
             commands: &mut commands,
             prefetched: 0,
+            changes: &mut changes,
+            change_answers: &mut change_answers,
         };
         for entry in entries {
             if entry.index <= applied.index {
@@ -109,6 +120,10 @@ impl Applier {
                 term: entry.term,
                 index: entry.index,
             };
+            if let Some(change) = entry.change {
+                batch.change(entry.index, change);
+                continue;
+            }
             let data = match entry.data {
                 EntryData::Here(data) => data,
                 EntryData::At(lsn) => log::read_entry(&self.reader, lsn, entry.index)?.data,
@@ -133,6 +148,8 @@ impl Applier {
         Ok(AppliedBatch {
             index: applied.index,
             membership,
+            changes,
+            answers: change_answers,
         })
     }
 
@@ -152,6 +169,12 @@ impl Applier {
     #[cfg(test)]
     pub(crate) fn view(&self) -> Arc<View> {
         self.store.view()
+    }
+
+    /// The members as of the last batch.
+    #[cfg(test)]
+    pub(crate) fn members(&self) -> Arc<Membership> {
+        self.membership.clone()
     }
 
     /// Makes the published state durable; the index it applies to.
@@ -182,6 +205,8 @@ impl Applier {
         let batch = AppliedBatch {
             index: self.applied.index,
             membership: Some(self.membership.clone()),
+            changes: Vec::new(),
+            answers: Vec::new(),
         };
         (old, batch)
     }
@@ -206,6 +231,8 @@ struct Batch<'a> {
     commands: &'a mut u64,
     /// Commands still to come whose keys were prefetched.
     prefetched: usize,
+    changes: &'a mut Vec<AppliedChange>,
+    change_answers: &'a mut Vec<ChangeAnswer>,
 }
 
 impl Batch<'_> {
@@ -307,6 +334,27 @@ impl Batch<'_> {
             txn.prefetch(&keys[..found]);
         }
         self.prefetched = self.prefetched.saturating_sub(1);
+    }
+
+    /// Changes the members. The leader has made sure that it can be done, with all
+    /// before it applied; if not, every member refuses it alike.
+    fn change(&mut self, index: u64, change: ToChange) {
+        let ToChange { tagged, sink } = change;
+        let members = self.changed.get_or_insert_with(|| self.membership.clone());
+        let outcome = members.change(&tagged.change);
+        let id = tagged.change.member_id();
+        let made = tagged.change.conf_change().map(|kind| (kind, id));
+        match outcome {
+            Ok(()) => tracing::info!("membership changed at entry {index}: {:?}", tagged.change),
+            Err(error) => tracing::error!("entry {index} changes no member: {error}"),
+        }
+        self.changes.push(AppliedChange {
+            index,
+            origin: tagged.origin,
+            number: tagged.number,
+            conf: made.filter(|_| outcome.is_ok()),
+        });
+        self.change_answers.extend(sink.map(|sink| (sink, outcome)));
     }
 
     fn publish_member(&mut self, attributes: varve_types::MemberAttributes) {

@@ -7,7 +7,20 @@ use std::time::Duration;
 use varve_engine::disk::Disk;
 
 use crate::initial_cluster::InitialCluster;
+use crate::membership::Membership;
 use crate::stores::StoreOpener;
+
+/// A cluster that runs already, and this member's place in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Joining {
+    /// The cluster.
+    pub cluster_id: u64,
+    /// This member, as it was added to the cluster.
+    pub member_id: u64,
+    /// The members as one of them told, so that they can be reached. Who votes is
+    /// learned with the first snapshot.
+    pub members: Membership,
+}
 
 /// Settings of a node. All have etcd's defaults where etcd has them.
 #[derive(Clone)]
@@ -22,6 +35,9 @@ pub struct Config {
     pub advertise_peer_urls: Vec<String>,
     /// The members to form a cluster with; ignored once the data directory is initialised.
     pub initial_cluster: InitialCluster,
+    /// The cluster to join instead of forming one; ignored as well once the data
+    /// directory is initialised.
+    pub join: Option<Joining>,
     /// Tells clusters with the same URLs apart.
     pub initial_cluster_token: String,
     /// The disk that everything is on.
@@ -48,6 +64,10 @@ pub struct Config {
     pub log_cache_bytes: usize,
     /// Bytes of proposals that may wait at once; more are refused.
     pub max_pending_bytes: usize,
+    /// Whether changes of the membership that endanger the quorum are refused.
+    pub strict_reconfig_check: bool,
+    /// How many learners the cluster may have.
+    pub max_learners: usize,
 }
 
 impl std::fmt::Debug for Config {
@@ -71,6 +91,7 @@ impl Config {
             name: "default".to_owned(),
             advertise_peer_urls: vec![url.clone()],
             initial_cluster: InitialCluster::single("default", url),
+            join: None,
             initial_cluster_token: "etcd-cluster".to_owned(),
             disk,
             open_store,
@@ -84,6 +105,8 @@ impl Config {
             wal_segment_bytes: 64 << 20,
             log_cache_bytes: 64 << 20,
             max_pending_bytes: 64 << 20,
+            strict_reconfig_check: true,
+            max_learners: 1,
         }
     }
 

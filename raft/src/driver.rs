@@ -339,11 +339,23 @@ fn merge(entries: &mut Vec<ToApply>, jobs: &Receiver<ApplyJob>) -> Option<ApplyJ
 }
 
 fn report(batch: AppliedBatch, shared: &Shared) {
-    let AppliedBatch { index, membership } = batch;
+    let AppliedBatch {
+        index,
+        membership,
+        changes,
+        answers,
+    } = batch;
     if let Some(membership) = &membership {
         shared.membership.store(membership.clone());
     }
-    let _ = shared.inputs.send(Input::Applied { index, membership });
+    for (sink, outcome) in answers {
+        sink.done(outcome.map(|()| shared.membership.load_full()));
+    }
+    let _ = shared.inputs.send(Input::Applied {
+        index,
+        membership,
+        changes,
+    });
 }
 
 fn install(

@@ -52,6 +52,21 @@ pub enum RaftError {
         /// Its cluster.
         expected_cluster: u64,
     },
+    /// The data directory belongs to a member that was removed from its cluster.
+    #[error(
+        "{}: member {member:x} has been permanently removed from cluster {cluster:x}; {hint}",
+        path.display()
+    )]
+    Removed {
+        /// The data directory.
+        path: PathBuf,
+        /// The member.
+        member: u64,
+        /// The cluster.
+        cluster: u64,
+        /// What to do.
+        hint: &'static str,
+    },
     /// A log record does not decode although its checksum holds.
     #[error("log record at {lsn} of kind {kind}: {source}")]
     Record {

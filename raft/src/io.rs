@@ -6,11 +6,13 @@ use bytes::Bytes;
 use raft::eraftpb::{Entry, Message};
 use varve_engine::wal::{Committed, Group, Lsn};
 
+use crate::change::{Change, Tagged};
+use crate::changes::AppliedChange;
 use crate::error::RaftError;
 use crate::log::Fetch;
 use crate::membership::Membership;
 use crate::proposals::Sinks;
-use crate::sink::{Proposal, ReadSink};
+use crate::sink::{ChangeSink, Proposal, ReadSink};
 use crate::snapshot::LoadedStore;
 use crate::wire;
 
@@ -33,7 +35,14 @@ pub(crate) enum Input {
     Applied {
         index: u64,
         membership: Option<Arc<Membership>>,
+        changes: Vec<AppliedChange>,
     },
+    /// A client asks for a change of the membership.
+    Change(Change, Box<dyn ChangeSink>),
+    /// A client asks for another leader.
+    MoveLeader(u64, Box<dyn ChangeSink>),
+    /// Another member says that this one has been removed.
+    Removed,
     /// The store made everything up to this index durable.
     Checkpointed(u64),
     Tick,
@@ -46,8 +55,8 @@ pub(crate) enum Input {
         to: u64,
         delivered: bool,
     },
-    /// To this member, or to the one that is furthest.
-    TransferLeader(Option<u64>),
+    /// Leadership goes to the member that is furthest.
+    HandOver,
     /// The log takes no more writes.
     LogFailed(RaftError),
     Stop,
@@ -66,6 +75,15 @@ pub(crate) struct ToApply {
     pub(crate) data: EntryData,
     /// Of the proposals in it, if this member proposed them.
     pub(crate) sinks: Sinks,
+    /// If it changes the membership.
+    pub(crate) change: Option<ToChange>,
+}
+
+/// What an entry changes of the membership.
+pub(crate) struct ToChange {
+    pub(crate) tagged: Tagged,
+    /// Of who asked for it here.
+    pub(crate) sink: Option<Box<dyn ChangeSink>>,
 }
 
 /// An entry's bytes, or where to read them if too many wait already.
@@ -100,10 +118,13 @@ pub(crate) struct Output {
 
 impl Output {
     pub(crate) fn send(&mut self, message: &Message) {
-        let bytes = wire::encode(message);
-        match self.messages.iter_mut().find(|(to, _)| *to == message.to) {
+        self.send_bytes(message.to, wire::encode(message));
+    }
+
+    pub(crate) fn send_bytes(&mut self, to: u64, bytes: Bytes) {
+        match self.messages.iter_mut().find(|(known, _)| *known == to) {
             Some((_, messages)) => messages.push(bytes),
-            None => self.messages.push((message.to, vec![bytes])),
+            None => self.messages.push((to, vec![bytes])),
         }
     }
 }

@@ -6,6 +6,8 @@
 //! sockets, and no type of raft-rs leaves it.
 
 mod apply;
+mod change;
+mod changes;
 mod config;
 mod driver;
 mod entry;
@@ -38,7 +40,8 @@ mod tests;
 mod transport;
 mod wire;
 
-pub use config::Config;
+pub use change::Change;
+pub use config::{Config, Joining};
 pub use entry::push_command;
 pub use error::RaftError;
 pub use initial_cluster::{InitialCluster, InitialClusterError, parse_urls};
@@ -46,8 +49,8 @@ pub use membership::{Member, Membership};
 pub use metrics::{BUCKET_BOUNDS_US, Histogram, Metrics};
 pub use node::{Node, NodeHandle, SnapshotReceiver, Watchers};
 pub use proposals::MAX_PROPOSAL_BYTES;
-pub use sink::{Completion, Proposal, ReadSink, ReplySink};
-pub use start::MEMBER_FILE;
+pub use sink::{ChangeSink, Completion, Proposal, ReadSink, ReplySink};
+pub use start::{MEMBER_FILE, REMOVED_HINT};
 pub use status::Status;
 pub use stores::StoreOpener;
 pub use transport::{NoTransport, SnapshotChunk, SnapshotStream, Transport};

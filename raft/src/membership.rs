@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use raft::eraftpb::ConfState;
-use varve_types::{DecodeError, MemberAttributes, Reader};
+use varve_types::{ApiError, DecodeError, MemberAttributes, Reader};
 
+use crate::change::Change;
 use crate::identity;
 
 /// One member.
@@ -22,11 +23,24 @@ pub struct Member {
     pub is_learner: bool,
 }
 
+impl Member {
+    /// Whether it has been up and told its name.
+    pub fn is_started(&self) -> bool {
+        !self.name.is_empty()
+    }
+}
+
+/// Removed members that are remembered: the newest. Ids come from the time of the
+/// change, so that one of those forgotten does not come back by chance.
+const MAX_REMOVED: usize = 1 << 16;
+
 /// The members by id. Kept in the store, in the same batch as the entries that
 /// change it, and restated in the log's snapshot marker.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Membership {
     members: BTreeMap<u64, Member>,
+    /// Who was a member and never will be again, the newest last.
+    removed: Vec<u64>,
 }
 
 impl Membership {
@@ -57,6 +71,68 @@ impl Membership {
         }
     }
 
+    /// The members that vote, by ascending id.
+    pub fn voters(&self) -> impl Iterator<Item = &Member> {
+        self.members().filter(|member| !member.is_learner)
+    }
+
+    /// Whether `id` was a member and was removed.
+    pub fn is_removed(&self, id: u64) -> bool {
+        self.removed.contains(&id)
+    }
+
+    /// Makes a change, or says why it can't be made; the same on every member.
+    pub fn change(&mut self, change: &Change) -> Result<(), ApiError> {
+        let id = change.member_id();
+        if self.is_removed(id) || (self.get(id).is_none() && !matches!(change, Change::Add(_))) {
+            return Err(ApiError::MemberNotFound);
+        }
+        match change {
+            Change::Add(member) => {
+                if self.get(id).is_some() {
+                    return Err(ApiError::MemberExists);
+                }
+                self.check_urls_are_free(id, &member.peer_urls)?;
+                self.insert(Member {
+                    id,
+                    peer_urls: member.peer_urls.clone(),
+                    is_learner: member.is_learner,
+                    ..Member::default()
+                });
+            }
+            Change::Remove(_) => {
+                if self.voters().all(|voter| voter.id == id) {
+                    return Err(ApiError::NotEnoughStarted);
+                }
+                self.members.remove(&id);
+                self.removed.push(id);
+                if self.removed.len() > MAX_REMOVED {
+                    self.removed.remove(0);
+                }
+            }
+            Change::Update { peer_urls, .. } => {
+                self.check_urls_are_free(id, peer_urls)?;
+                if let Some(member) = self.members.get_mut(&id) {
+                    member.peer_urls.clone_from(peer_urls);
+                }
+            }
+            Change::Promote(_) => match self.members.get_mut(&id) {
+                Some(member) if member.is_learner => member.is_learner = false,
+                _ => return Err(ApiError::MemberNotLearner),
+            },
+        }
+        Ok(())
+    }
+
+    /// Whether no member but `id` is reached at one of `urls`.
+    fn check_urls_are_free(&self, id: u64, urls: &[String]) -> Result<(), ApiError> {
+        let mut others = self.members().filter(|member| member.id != id);
+        match others.any(|member| member.peer_urls.iter().any(|url| urls.contains(url))) {
+            true => Err(ApiError::PeerUrlExists),
+            false => Ok(()),
+        }
+    }
+
     /// The cluster id of these members; only right for those of the bootstrap.
     pub fn cluster_id(&self) -> u64 {
         identity::cluster_id(self.members.keys().copied())
@@ -77,7 +153,7 @@ impl Membership {
 
     /// Appends the encoding: `[u32 count]`, then for each member
     /// `[u64 id][u8 is_learner][name][u32 count, peer URLs][u32 count, client URLs]`,
-    /// strings with a `u32` length.
+    /// strings with a `u32` length; then `[u32 count]` and the ids of those removed.
     pub fn encode(&self, out: &mut Vec<u8>) {
         put_u32(out, self.members.len());
         for member in self.members.values() {
@@ -91,9 +167,14 @@ impl Membership {
                 }
             }
         }
+        put_u32(out, self.removed.len());
+        for id in &self.removed {
+            out.extend_from_slice(&id.to_le_bytes());
+        }
     }
 
-    /// Reads one encoding.
+    /// Reads one encoding, which is the last thing in its bytes: before members
+    /// could be removed it ended with the members.
     pub fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let count = reader.count(21, "member count")?;
         let mut membership = Self::default();
@@ -115,6 +196,12 @@ impl Membership {
                 client_urls,
                 is_learner,
             });
+        }
+        if reader.remaining() > 0 {
+            let count = reader.count(8, "removed count")?;
+            membership.removed = (0..count)
+                .map(|_| reader.u64("removed member"))
+                .collect::<Result<_, _>>()?;
         }
         Ok(membership)
     }
@@ -150,6 +237,7 @@ mod tests {
             client_urls: vec!["http://h:9".into()],
             is_learner: false,
         });
+        membership.removed = vec![9, 8];
         membership
     }
 
@@ -164,9 +252,65 @@ mod tests {
         let mut reader = Reader::new(&bytes);
         assert_eq!(Membership::decode(&mut reader).unwrap(), example());
         reader.finish().unwrap();
-        for cut in 0..bytes.len() {
+        let without_removed = bytes.len() - 4 - 16;
+        for cut in (0..bytes.len()).filter(|cut| *cut != without_removed) {
             assert!(Membership::decode(&mut Reader::new(&bytes[..cut])).is_err());
         }
+        let old = Membership::decode(&mut Reader::new(&bytes[..without_removed])).unwrap();
+        assert!(old.removed.is_empty() && old.members == example().members);
+    }
+
+    #[test]
+    fn changes_are_made_or_refused_as_etcd_does() {
+        let member = |id, url: &str, is_learner| Member {
+            id,
+            peer_urls: vec![url.to_owned()],
+            is_learner,
+            ..Member::default()
+        };
+        let update = |id, url: &str| Change::Update {
+            id,
+            peer_urls: vec![url.to_owned()],
+        };
+        let mut members = example();
+        for (change, refusal) in [
+            (
+                Change::Add(member(9, "http://n:1", false)),
+                ApiError::MemberNotFound,
+            ),
+            (
+                Change::Add(member(2, "http://n:1", false)),
+                ApiError::MemberExists,
+            ),
+            (
+                Change::Add(member(3, "http://i:1", true)),
+                ApiError::PeerUrlExists,
+            ),
+            (Change::Remove(3), ApiError::MemberNotFound),
+            (Change::Remove(8), ApiError::MemberNotFound),
+            (Change::Remove(1), ApiError::NotEnoughStarted),
+            (update(3, "http://n:1"), ApiError::MemberNotFound),
+            (update(2, "http://h:1"), ApiError::PeerUrlExists),
+            (Change::Promote(1), ApiError::MemberNotLearner),
+            (Change::Promote(3), ApiError::MemberNotFound),
+        ] {
+            assert_eq!(members.change(&change), Err(refusal), "{change:?}");
+            assert_eq!(members, example(), "{change:?}");
+        }
+        members
+            .change(&Change::Add(member(3, "http://n:1", true)))
+            .unwrap();
+        members.change(&Change::Promote(3)).unwrap();
+        members.change(&update(1, "http://i:1")).unwrap();
+        assert_eq!(members.voters().map(|m| m.id).collect::<Vec<_>>(), [1, 3]);
+        assert_eq!(members.get(1).unwrap().peer_urls, ["http://i:1"]);
+        assert!(!members.get(3).unwrap().is_started());
+        members.change(&Change::Remove(1)).unwrap();
+        assert!(members.is_removed(1) && members.get(1).is_none());
+        assert_eq!(
+            members.change(&Change::Remove(3)),
+            Err(ApiError::NotEnoughStarted)
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A running node, and the handle that connections use.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -8,11 +9,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crossbeam::channel::{self, Sender};
 use varve_engine::backend::Backend;
+use varve_engine::disk::Disk;
 use varve_engine::mvcc::{LiveEvents, View};
 use varve_engine::wal::{Committer, WalConfig, WalStats};
 use varve_types::ApiError;
 
 use crate::apply::Applier;
+use crate::change::Change;
 use crate::config::Config;
 use crate::driver::{self, CheckpointPolicy, Outlets};
 use crate::error::RaftError;
@@ -21,7 +24,7 @@ use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::replica::{Replica, Settings};
 use crate::shared::{Current, Shared};
-use crate::sink::{Proposal, ReadSink};
+use crate::sink::{ChangeSink, Proposal, ReadSink};
 use crate::snapshot::Incoming;
 use crate::start;
 use crate::status::Status;
@@ -64,6 +67,8 @@ pub struct Node {
     handle: NodeHandle,
     threads: Option<Threads>,
     election_timeout: Duration,
+    disk: Arc<dyn Disk>,
+    data_dir: PathBuf,
 }
 
 struct Threads {
@@ -139,6 +144,8 @@ impl Node {
             handle: NodeHandle { shared },
             threads: Some(threads),
             election_timeout: config.election_timeout,
+            disk: config.disk,
+            data_dir: config.data_dir,
         })
     }
 
@@ -161,7 +168,7 @@ impl Node {
         if shared.membership.load().members().count() < 2 || !is_leader() {
             return;
         }
-        if shared.inputs.send(Input::TransferLeader(None)).is_err() {
+        if shared.inputs.send(Input::HandOver).is_err() {
             return;
         }
         while is_leader() && Instant::now() < deadline {
@@ -185,6 +192,9 @@ impl Node {
         threads.log_reader.join().map_err(|_| gone("log reader"))?;
         if let Some(reason) = shared.failure() {
             return Err(RaftError::Stopped(reason));
+        }
+        if shared.is_removed() {
+            start::mark_removed(&*self.disk, &self.data_dir, shared.identity)?;
         }
         committer.shutdown()?;
         driver::checkpoint(shared)?;
@@ -220,6 +230,8 @@ fn settings(config: &Config, member_id: u64) -> Settings {
         catchup_entries: config.snapshot_catchup_entries,
         catchup_bytes: config.snapshot_catchup_bytes,
         incarnation: random(),
+        strict_reconfig: config.strict_reconfig_check,
+        max_learners: config.max_learners,
     }
 }
 
@@ -399,6 +411,7 @@ impl NodeHandle {
             commit_index: shared.metrics.committed_index.load(Ordering::Relaxed),
             applied_index: shared.metrics.applied_index.load(Ordering::Relaxed),
             is_learner: shared.is_learner(),
+            is_removed: shared.is_removed(),
             errors,
         }
     }
@@ -428,26 +441,35 @@ impl NodeHandle {
         self.shared.membership.load_full()
     }
 
-    /// Asks that `id` become leader. Only the leader can, and only to a voter:
-    /// `NotLeader`, `BadLeaderTransferee`. To itself succeeds at once; else it is
-    /// under way when this returns, and [`NodeHandle::status`] shows when it is done.
-    pub fn transfer_leader(&self, id: u64) -> Result<(), ApiError> {
-        let own_id = self.member_id();
-        if self.shared.leader() != own_id {
-            return Err(ApiError::NotLeader);
+    /// Changes the membership. Any member may be asked; the leader decides. The sink
+    /// is called once this member has applied the change, or with the refusal.
+    pub fn change(&self, change: Change, sink: Box<dyn ChangeSink>) {
+        if let Err(error) = self.shared.inputs.send(Input::Change(change, sink))
+            && let Input::Change(_, sink) = error.0
+        {
+            sink.done(Err(ApiError::Stopped));
         }
-        match self.members().get(id) {
-            Some(member) if !member.is_learner => {}
-            _ => return Err(ApiError::BadLeaderTransferee),
+    }
+
+    /// Makes `id` the leader. Only the leader can, and only of a voter: `NotLeader`,
+    /// `BadLeaderTransferee`. The sink is called when it is done.
+    pub fn move_leader(&self, id: u64, sink: Box<dyn ChangeSink>) {
+        if let Err(error) = self.shared.inputs.send(Input::MoveLeader(id, sink))
+            && let Input::MoveLeader(_, sink) = error.0
+        {
+            sink.done(Err(ApiError::Stopped));
         }
-        if id != own_id {
-            let input = Input::TransferLeader(Some(id));
-            self.shared
-                .inputs
-                .send(input)
-                .map_err(|_| ApiError::Stopped)?;
-        }
-        Ok(())
+    }
+
+    /// Hands in that another member says that this one has been removed.
+    pub fn told_removed(&self) {
+        let _ = self.shared.inputs.send(Input::Removed);
+    }
+
+    /// Whether this member has been removed from the cluster. The process should
+    /// end then, soon: there may be answers on their way.
+    pub fn is_removed(&self) -> bool {
+        self.shared.is_removed()
     }
 
     /// Makes a checkpoint now; the index that it covers. Waits for the disk.

@@ -5,9 +5,10 @@ use std::collections::VecDeque;
 use raft::eraftpb::{Entry, EntryType, HardState, Message, MessageType};
 use varve_engine::wal::{Committed, Group, Lsn, MAX_GROUP_BYTES};
 
+use crate::change::{self, Tagged};
 use crate::entry;
 use crate::error::RaftError;
-use crate::io::{ApplyJob, EntryData, LogWrite, Output, ToApply};
+use crate::io::{ApplyJob, EntryData, LogWrite, Output, ToApply, ToChange};
 use crate::proposals::Sinks;
 use crate::record::{self, Marker};
 use crate::replica::Replica;
@@ -294,6 +295,7 @@ impl Replica {
         record::push_marker(group, &marker)?;
         self.raw.mut_store().reset(index, term);
         self.in_flight.handed = index;
+        self.changes.conf_index = index;
         write.install = Some(loaded);
         Ok(())
     }
@@ -380,6 +382,7 @@ impl Replica {
             entries.push(ToApply {
                 index: entry.index,
                 term: entry.term,
+                change: self.change_of(&entry),
                 sinks: self.sinks_of(&entry),
                 data: if only_positions && lsn != 0 && !entry.data.is_empty() {
                     EntryData::At(lsn)
@@ -395,6 +398,25 @@ impl Replica {
         self.raw.mut_store().set_handed(last);
         self.proposals.settled(term);
         self.in_flight.jobs.push(ApplyJob::Entries(entries));
+    }
+
+    /// What an entry changes of the membership. One that cannot be read changes
+    /// nothing, on any member.
+    fn change_of(&mut self, entry: &Entry) -> Option<ToChange> {
+        let in_conf_change = entry.get_entry_type() != EntryType::EntryNormal;
+        if !in_conf_change && entry.data.first() != Some(&change::FORMAT) {
+            return None;
+        }
+        match Tagged::of_entry(&entry.data, in_conf_change) {
+            Ok(tagged) => Some(ToChange {
+                sink: self.changes.committed(&tagged, self.settings.member_id),
+                tagged,
+            }),
+            Err(error) => {
+                tracing::error!("entry {} is skipped: {error}", entry.index);
+                None
+            }
+        }
     }
 
     fn sinks_of(&mut self, entry: &Entry) -> Sinks {

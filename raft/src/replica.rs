@@ -21,6 +21,8 @@ use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType};
 use raft::{RawNode, SnapshotStatus, StateRole};
 use varve_types::ApiError;
 
+use crate::change::Tagged;
+use crate::changes::{AppliedChange, Changes};
 use crate::error::RaftError;
 use crate::io::{Input, Output};
 use crate::log::RaftLog;
@@ -62,6 +64,9 @@ pub(crate) struct Settings {
     pub(crate) catchup_bytes: u64,
     /// Random or otherwise new at each start.
     pub(crate) incarnation: u64,
+    /// Whether changes of the membership that endanger the quorum are refused.
+    pub(crate) strict_reconfig: bool,
+    pub(crate) max_learners: usize,
 }
 
 /// The replica's view of itself.
@@ -71,6 +76,7 @@ pub(crate) struct ReplicaStatus {
     pub(crate) leader: u64,
     pub(crate) is_leader: bool,
     pub(crate) is_learner: bool,
+    pub(crate) is_removed: bool,
     pub(crate) last_index: u64,
     pub(crate) commit_index: u64,
     pub(crate) applied_index: u64,
@@ -96,6 +102,7 @@ pub(crate) struct Replica {
     pub(crate) settings: Settings,
     pub(crate) membership: Arc<Membership>,
     pub(crate) proposals: Proposals,
+    pub(crate) changes: Changes,
     pub(crate) reads: ReadIndex,
     /// Of the store file in use or about to be.
     pub(crate) store: u64,
@@ -120,7 +127,9 @@ pub(crate) struct Replica {
     leader_term: u64,
     leader_changes: u64,
     read_rounds: u64,
-    is_stopped: bool,
+    pub(crate) is_stopped: bool,
+    /// Answers to other members that no message of Raft carries.
+    answers: Vec<(u64, Bytes)>,
 }
 
 impl Replica {
@@ -139,7 +148,11 @@ impl Replica {
         } = replayed;
         // What is applied was committed, although the log may not say so yet.
         hard_state.commit = hard_state.commit.max(applied);
-        let conf_state = membership.conf_state();
+        // A member that joins knows the others, but not yet who votes.
+        let conf_state = match applied {
+            0 => ConfState::default(),
+            _ => membership.conf_state(),
+        };
         log.set_initial(hard_state.clone(), conf_state.clone());
         log.set_applied(applied, conf_state);
         let config = raft::Config {
@@ -172,6 +185,7 @@ impl Replica {
             raw,
             proposals: Proposals::new(id, incarnation, timeout),
             reads: ReadIndex::new(id, incarnation, timeout, settings.read_retry_ticks),
+            changes: Changes::new(settings.incarnation, applied),
             in_flight: InFlight::new(applied),
             settings,
             membership,
@@ -191,6 +205,7 @@ impl Replica {
             leader_changes: 0,
             read_rounds: 0,
             is_stopped: false,
+            answers: Vec::new(),
         };
         if replica.is_alone() {
             // Nobody else can be leader: do not wait for the election timeout.
@@ -200,7 +215,7 @@ impl Replica {
     }
 
     /// Whether this member is the only voter.
-    fn is_alone(&self) -> bool {
+    pub(crate) fn is_alone(&self) -> bool {
         let prs = self.raw.raft.prs();
         prs.is_singleton() && prs.conf().voters().contains(self.settings.member_id)
     }
@@ -216,10 +231,15 @@ impl Replica {
     pub(crate) fn step(&mut self, input: Input) -> Result<(), RaftError> {
         match input {
             Input::Propose(proposal) => self.propose(proposal),
-            Input::Read(sink) if self.is_stopped => sink.refuse(ApiError::Stopped),
+            Input::Read(sink) if self.is_stopped || self.changes.is_removed => {
+                sink.refuse(ApiError::Stopped)
+            }
             Input::Read(sink) => self.reads.push(sink, self.tick),
             Input::Peer { from, bytes } => self.peer_message(from, &bytes),
-            Input::Unreachable(id) => self.raw.report_unreachable(id),
+            Input::Unreachable(id) => {
+                self.changes.unreachable(id);
+                self.raw.report_unreachable(id);
+            }
             Input::Persisted {
                 ticket,
                 committed,
@@ -227,7 +247,14 @@ impl Replica {
             } => {
                 self.persisted(ticket, committed, group)?;
             }
-            Input::Applied { index, membership } => self.note_applied(index, membership),
+            Input::Applied {
+                index,
+                membership,
+                changes,
+            } => self.note_applied(index, membership, &changes),
+            Input::Change(change, sink) => self.ask_change(change, sink),
+            Input::MoveLeader(to, sink) => self.move_leader(to, sink),
+            Input::Removed => self.note_removed(),
             Input::Checkpointed(index) => self.compact_log(index)?,
             Input::Tick => self.tick(),
             Input::Fetched { low, entries } => {
@@ -244,8 +271,7 @@ impl Replica {
                 };
                 self.raw.report_snapshot(to, status);
             }
-            Input::TransferLeader(Some(to)) => self.raw.transfer_leader(to),
-            Input::TransferLeader(None) => self.hand_over(),
+            Input::HandOver => self.hand_over(),
             Input::LogFailed(error) => return Err(error),
             Input::Stop => self.stop(),
         }
@@ -257,6 +283,7 @@ impl Replica {
         self.is_stopped = true;
         self.proposals.refuse_all(ApiError::Stopped);
         self.reads.refuse_all(ApiError::Stopped);
+        self.changes.refuse_all(ApiError::Stopped);
     }
 
     fn propose(&mut self, proposal: Proposal) {
@@ -267,7 +294,7 @@ impl Replica {
             .committed
             .saturating_sub(self.applied);
         let (_, pending_bytes) = self.proposals.pending();
-        if self.is_stopped {
+        if self.is_stopped || self.changes.is_removed {
             self.proposals.refuse(proposal.sink, ApiError::Stopped);
         } else if gap > MAX_APPLY_GAP
             || pending_bytes + proposal.commands.len() > self.settings.max_pending_bytes
@@ -285,9 +312,11 @@ impl Replica {
         self.raw.raft.set_randomized_election_timeout(timeout);
         // While a snapshot is being recorded raft-rs must not stand for election:
         // it would look for entries that the log has already let go.
-        if !self.is_recording_snapshot {
+        let is_out = self.changes.is_removed && !self.is_leader();
+        if !self.is_recording_snapshot && !is_out {
             self.raw.tick();
         }
+        self.tick_changes();
         self.proposals.expire(self.tick);
         self.reads.expire(self.tick);
     }
@@ -308,6 +337,20 @@ impl Replica {
     }
 
     fn peer_message(&mut self, from: u64, bytes: &Bytes) {
+        if self.membership.is_removed(from) || (self.changes.is_removed && !self.is_leader()) {
+            return;
+        }
+        self.changes.heard(from, self.tick);
+        match bytes.first() {
+            Some(&wire::CHANGE) => return self.change_message(from, bytes),
+            Some(&wire::REFUSAL) => {
+                if let Ok((number, error)) = wire::decode_refusal(bytes) {
+                    self.change_refused(number, error);
+                }
+                return;
+            }
+            _ => {}
+        }
         let message = match wire::decode(bytes) {
             Ok(message) => message,
             Err(error) => {
@@ -334,6 +377,18 @@ impl Replica {
         }
     }
 
+    fn change_message(&mut self, from: u64, bytes: &Bytes) {
+        match Tagged::decode(wire::CHANGE, bytes) {
+            Ok(tagged) if self.membership.get(tagged.origin).is_some() => {
+                let mut answers = std::mem::take(&mut self.answers);
+                self.change_asked(tagged, &mut answers);
+                self.answers = answers;
+            }
+            Ok(tagged) => tracing::warn!("{:x} is no member: refused", tagged.origin),
+            Err(error) => tracing::warn!("message of member {from:x} refused: {error}"),
+        }
+    }
+
     /// Whether this leader can do now what a message of another member asks.
     fn can_lead(&self, message: &Message) -> bool {
         match message.get_msg_type() {
@@ -344,9 +399,6 @@ impl Replica {
 
     fn check(&self, from: u64, message: &Message) -> Result<(), &'static str> {
         let log = &self.raw.raft.raft_log;
-        if self.membership.get(from).is_none() {
-            return Err("it is no member of this cluster");
-        }
         let is_forwarded = message.get_msg_type() == MessageType::MsgTransferLeader;
         if message.from != from && !is_forwarded {
             return Err("it speaks for another member");
@@ -375,10 +427,13 @@ impl Replica {
         Ok(())
     }
 
-    fn note_applied(&mut self, index: u64, membership: Option<Arc<Membership>>) {
-        if let Some(membership) = membership {
-            self.membership = membership;
-        }
+    fn note_applied(
+        &mut self,
+        index: u64,
+        membership: Option<Arc<Membership>>,
+        changes: &[AppliedChange],
+    ) {
+        self.note_changes(membership, changes);
         self.in_flight.applied(index);
         if index > self.applied {
             self.applied = index;
@@ -422,20 +477,6 @@ impl Replica {
             membership: (*self.membership).clone(),
         };
         self.in_flight.restate(&marker, first, &self.written_state)
-    }
-
-    /// Hands leadership to the voter that has most of the log.
-    fn hand_over(&mut self) {
-        let own_id = self.settings.member_id;
-        let prs = self.raw.raft.prs();
-        let best = prs
-            .iter()
-            .filter(|(id, _)| **id != own_id && prs.conf().voters().contains(**id))
-            .max_by_key(|(_, progress)| progress.matched)
-            .map(|(id, _)| *id);
-        if let (true, Some(best)) = (self.is_leader(), best) {
-            self.raw.transfer_leader(best);
-        }
     }
 
     pub(crate) fn is_leader(&self) -> bool {
@@ -504,10 +545,14 @@ impl Replica {
     pub(crate) fn poll(&mut self, out: &mut Output) -> Result<(), RaftError> {
         loop {
             self.send_queued();
+            self.decide_changes(out);
             if !self.raw.has_ready() {
                 break;
             }
             self.handle_ready(out)?;
+        }
+        for (to, answer) in self.answers.drain(..) {
+            out.send_bytes(to, answer);
         }
         self.in_flight.take(out);
         self.reads.take_ready(self.applied, &mut out.reads);
@@ -545,6 +590,7 @@ impl Replica {
         for message in &mut self.held {
             message.from = own_id; // it goes on to the new leader
         }
+        self.note_leader_of_changes(leader);
         self.leader = leader;
         self.leader_term = self.raw.raft.term;
         self.reads.ask_again();
@@ -557,11 +603,11 @@ impl Replica {
             term: raft.term,
             leader: raft.leader_id,
             is_leader: self.is_leader(),
-            is_learner: raft
-                .prs()
-                .conf()
-                .learners()
-                .contains(&self.settings.member_id),
+            is_learner: self
+                .membership
+                .get(self.settings.member_id)
+                .is_some_and(|member| member.is_learner),
+            is_removed: self.changes.is_removed,
             last_index: raft.raft_log.last_index(),
             commit_index: raft.raft_log.committed,
             applied_index: self.applied,

@@ -60,6 +60,7 @@ struct SharedStatus {
     leader: AtomicU64,
     last_index: AtomicU64,
     is_learner: AtomicBool,
+    is_removed: AtomicBool,
 }
 
 impl Shared {
@@ -102,6 +103,10 @@ impl Shared {
         self.status
             .is_learner
             .store(status.is_learner, Ordering::Relaxed);
+        // Never back: a replica that stopped says nothing.
+        if status.is_removed {
+            self.status.is_removed.store(true, Ordering::Relaxed);
+        }
         let metrics = &*self.metrics;
         metrics
             .committed_index
@@ -144,6 +149,10 @@ impl Shared {
 
     pub(crate) fn is_learner(&self) -> bool {
         self.status.is_learner.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_removed(&self) -> bool {
+        self.status.is_removed.load(Ordering::Relaxed)
     }
 
     /// Notes why the node cannot go on, and stops the replica. The first reason counts.

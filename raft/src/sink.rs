@@ -9,6 +9,8 @@ use bytes::Bytes;
 use varve_engine::mvcc::{Reply, View};
 use varve_types::ApiError;
 
+use crate::membership::Membership;
+
 /// The answers to one proposal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Completion {
@@ -34,6 +36,13 @@ pub trait ReadSink: Send {
 
     /// The read cannot be served.
     fn refuse(self: Box<Self>, error: ApiError);
+}
+
+/// Takes the outcome of a change of the membership or of the leader.
+pub trait ChangeSink: Send {
+    /// The members after it, or why it was not made. After a timeout it may be
+    /// made later.
+    fn done(self: Box<Self>, outcome: Result<Arc<Membership>, ApiError>);
 }
 
 /// Commands for the log, all from one client connection.

@@ -2,7 +2,7 @@
 //!
 //! | log | store | what happens |
 //! |---|---|---|
-//! | new | none | bootstrap: marker and members at index 1, term 1 |
+//! | new | none | bootstrap: marker and members at index 1, term 1; a member that joins: marker at index 0, all else comes by snapshot |
 //! | new | there | refused: the log is gone |
 //! | begins with the bootstrap | empty | the crash came within the bootstrap, or the engine keeps nothing: members are written, the log is applied from its start |
 //! | there | behind the log's beginning | refused |
@@ -21,7 +21,7 @@ use varve_engine::wal::{Group, Identity, Wal, WalConfig};
 use crate::config::Config;
 use crate::error::RaftError;
 use crate::log::RaftLog;
-use crate::membership::Membership;
+use crate::membership::{Member, Membership};
 use crate::meta;
 use crate::record::{self, Marker};
 use crate::replay::{Replay, Replayed};
@@ -30,6 +30,8 @@ use crate::stores::{FIRST_STORE, StoreFiles};
 /// The file that says whose data directory it is.
 pub const MEMBER_FILE: &str = "member";
 const MEMBER_FILE_NEW: &str = "member.new";
+/// Its last line once the member has been removed from the cluster.
+const REMOVED_LINE: &str = "removed\n";
 
 /// A data directory, opened.
 pub(crate) struct Started {
@@ -50,7 +52,7 @@ pub(crate) fn open(config: &Config, wal_config: WalConfig) -> Result<Started, Ra
     let bootstrap = config
         .initial_cluster
         .membership(&config.initial_cluster_token)?;
-    let identity = identify(config, &bootstrap)?;
+    let (identity, doubt) = identify(config, &bootstrap)?;
 
     let mut replay = Replay::new(config.log_cache_bytes);
     let wal_dir = match &config.wal_dir {
@@ -80,14 +82,28 @@ pub(crate) fn open(config: &Config, wal_config: WalConfig) -> Result<Started, Ra
     );
     let replayed = match replay.finish(wal.reader())? {
         Some(replayed) => replayed,
-        None => form_cluster(&mut wal, &files, &bootstrap, config)?,
+        None => begin_log(&mut wal, &files, &bootstrap, config)?,
     };
     let store = open_store(&files, &replayed)?;
-    let Some(membership) = meta::members(&store.view())? else {
-        return Err(RaftError::Inconsistent(
-            "the store names no members".to_owned(),
-        ));
+    let membership = match meta::members(&store.view())? {
+        Some(membership) => membership,
+        None if replayed.marker.index == 0 => Arc::new(replayed.marker.membership.clone()),
+        None => {
+            return Err(RaftError::Inconsistent(
+                "the store names no members".to_owned(),
+            ));
+        }
     };
+    if membership.is_removed(identity.member_id) {
+        return Err(removed(config, identity));
+    }
+    if let Some((urls, foreign)) = doubt
+        && membership
+            .get(identity.member_id)
+            .is_none_or(|member| member.peer_urls != urls)
+    {
+        return Err(foreign);
+    }
     let mut next_store = replayed.marker.store + 1;
     for number in files.numbers()? {
         next_store = next_store.max(number + 1);
@@ -107,44 +123,86 @@ pub(crate) fn open(config: &Config, wal_config: WalConfig) -> Result<Started, Ra
     })
 }
 
-/// Whose data directory it is. Written once, and never changed.
-fn identify(config: &Config, bootstrap: &Membership) -> Result<Identity, RaftError> {
+/// What to do about the directory of a removed member: etcd's words.
+pub const REMOVED_HINT: &str = "the data-dir used by this member must be removed";
+
+fn removed(config: &Config, identity: Identity) -> RaftError {
+    RaftError::Removed {
+        path: config.data_dir.clone(),
+        member: identity.member_id,
+        cluster: identity.cluster_id,
+        hint: REMOVED_HINT,
+    }
+}
+
+/// The peer URLs of the flags and the error, if they describe another member: unless
+/// the store knows this one by these URLs, as after an update.
+type Doubt = Option<(Vec<String>, RaftError)>;
+
+/// Whose data directory it is. Written once, and never changed but when the member
+/// has been removed.
+fn identify(config: &Config, bootstrap: &Membership) -> Result<(Identity, Doubt), RaftError> {
     let own = bootstrap
         .members()
         .find(|member| member.name == config.name);
     let path = config.data_dir.join(MEMBER_FILE);
     if config.disk.exists(&path)? {
-        let found = read_member_file(&*config.disk, &path)?;
-        return match own {
-            Some(own) if own.id != found.member_id => Err(RaftError::Foreign {
-                path: config.data_dir.clone(),
-                found_member: found.member_id,
-                found_cluster: found.cluster_id,
-                expected_member: own.id,
-                expected_cluster: bootstrap.cluster_id(),
-            }),
-            _ => Ok(found),
+        let (found, is_removed) = read_member_file(&*config.disk, &path)?;
+        if is_removed {
+            return Err(removed(config, found));
+        }
+        let foreign = |own: &Member| RaftError::Foreign {
+            path: config.data_dir.clone(),
+            found_member: found.member_id,
+            found_cluster: found.cluster_id,
+            expected_member: own.id,
+            expected_cluster: bootstrap.cluster_id(),
         };
+        let doubt = own
+            .filter(|own| own.id != found.member_id)
+            .map(|own| (own.peer_urls.clone(), foreign(own)));
+        return Ok((found, doubt));
     }
-    config
-        .initial_cluster
-        .verify(&config.name, &config.advertise_peer_urls)?;
-    let identity = Identity {
-        cluster_id: bootstrap.cluster_id(),
-        member_id: own.map_or(0, |own| own.id),
+    let identity = match &config.join {
+        Some(join) => Identity {
+            cluster_id: join.cluster_id,
+            member_id: join.member_id,
+        },
+        None => {
+            config
+                .initial_cluster
+                .verify(&config.name, &config.advertise_peer_urls)?;
+            Identity {
+                cluster_id: bootstrap.cluster_id(),
+                member_id: own.map_or(0, |own| own.id),
+            }
+        }
     };
-    write_member_file(&*config.disk, &config.data_dir, identity)?;
-    Ok(identity)
+    write_member_file(&*config.disk, &config.data_dir, identity, false)?;
+    Ok((identity, None))
+}
+
+/// Notes in the data directory that its member has been removed, so that it does not
+/// start again.
+pub(crate) fn mark_removed(
+    disk: &dyn Disk,
+    data_dir: &Path,
+    identity: Identity,
+) -> Result<(), RaftError> {
+    write_member_file(disk, data_dir, identity, true)
 }
 
 fn write_member_file(
     disk: &dyn Disk,
     data_dir: &Path,
     identity: Identity,
+    is_removed: bool,
 ) -> Result<(), RaftError> {
     let text = format!(
-        "varve 1\ncluster {:016x}\nmember {:016x}\n",
-        identity.cluster_id, identity.member_id
+        "varve 1\ncluster {:016x}\nmember {:016x}\n{}",
+        identity.cluster_id,
+        identity.member_id,
+        if is_removed { REMOVED_LINE } else { "" }
     );
     let new = data_dir.join(MEMBER_FILE_NEW);
     let file = disk.open(&new, OpenMode::Create)?;
@@ -155,7 +213,8 @@ fn write_member_file(
     Ok(disk.sync_dir(data_dir)?)
 }
 
-fn read_member_file(disk: &dyn Disk, path: &Path) -> Result<Identity, RaftError> {
+/// Whose it is, and whether that member has been removed.
+fn read_member_file(disk: &dyn Disk, path: &Path) -> Result<(Identity, bool), RaftError> {
     let file = disk.open(path, OpenMode::Existing)?;
     let mut bytes = [0; 256];
     let read = file.read_at(&mut bytes, 0)?;
@@ -169,10 +228,13 @@ fn read_member_file(disk: &dyn Disk, path: &Path) -> Result<Identity, RaftError>
         field("cluster "),
         field("member "),
     ) {
-        (true, Some(cluster_id), Some(member_id)) => Ok(Identity {
-            cluster_id,
-            member_id,
-        }),
+        (true, Some(cluster_id), Some(member_id)) => {
+            let identity = Identity {
+                cluster_id,
+                member_id,
+            };
+            Ok((identity, text.ends_with(REMOVED_LINE)))
+        }
         _ => Err(RaftError::Inconsistent(format!(
             "{} does not name a member and a cluster",
             path.display()
@@ -180,8 +242,9 @@ fn read_member_file(disk: &dyn Disk, path: &Path) -> Result<Identity, RaftError>
     }
 }
 
-/// Writes the first marker: every member of the bootstrap writes the same.
-fn form_cluster(
+/// Writes the first marker: every member of the bootstrap writes the same. A member
+/// that joins has a log from index 0, which is nobody's: so it is sent a snapshot.
+fn begin_log(
     wal: &mut Wal,
     files: &StoreFiles,
     bootstrap: &Membership,
@@ -193,23 +256,27 @@ fn form_cluster(
              this member must be replaced"
         )));
     }
+    let (first, members) = match &config.join {
+        Some(join) => (0, &join.members),
+        None => (1, bootstrap),
+    };
     let marker = Marker {
-        index: 1,
-        term: 1,
+        index: first,
+        term: first,
         store: FIRST_STORE,
         reset: true,
-        membership: bootstrap.clone(),
+        membership: members.clone(),
     };
     let hard_state = HardState {
-        term: 1,
-        commit: 1,
+        term: first,
+        commit: first,
         ..HardState::default()
     };
     let mut group = Group::new();
     record::push_marker(&mut group, &marker)?;
     record::push_hard_state(&mut group, &hard_state)?;
     wal.commit(&mut group)?;
-    let log = RaftLog::new((1, 1), config.log_cache_bytes, wal.reader());
+    let log = RaftLog::new((first, first), config.log_cache_bytes, wal.reader());
     Ok(Replayed {
         log,
         hard_state,

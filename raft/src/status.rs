@@ -20,6 +20,8 @@ pub struct Status {
     pub applied_index: u64,
     /// Whether this member has no vote.
     pub is_learner: bool,
+    /// Whether this member was removed from the cluster.
+    pub is_removed: bool,
     /// What is wrong, if something is: no leader, a latched disk error.
     pub errors: Vec<String>,
 }

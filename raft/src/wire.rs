@@ -1,4 +1,5 @@
-//! Messages between replicas as bytes.
+//! Messages between replicas as bytes. The first byte tells their kind: Raft's own,
+//! a change of the membership, or the refusal of one. Raft's own:
 //!
 //! `[u8 version = 1][u8 type][u8 flags][u8 0]`, nine `u64` and one `i64` (to,
 //! from, term, log term, index, commit, commit term, reject hint, request
@@ -12,9 +13,14 @@
 
 use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType, Snapshot};
-use varve_types::{DecodeError, Reader};
+use varve_types::{ApiError, DecodeError, Reader};
 
 const VERSION: u8 = 1;
+/// First byte of a change of the membership that is passed on to the leader; the
+/// rest is as in the log (see [`crate::change`]).
+pub(crate) const CHANGE: u8 = 2;
+/// First byte of the leader's refusal: `[u64 number][u16 error]` follow.
+pub(crate) const REFUSAL: u8 = 3;
 const FLAG_REJECT: u8 = 1;
 const FLAG_SNAPSHOT: u8 = 2;
 const FIXED_BYTES: usize = 4 + 10 * 8 + 4 + 4;
@@ -187,6 +193,28 @@ fn snapshot(input: &Bytes, reader: &mut Reader<'_>) -> Result<Snapshot, DecodeEr
     Ok(snapshot)
 }
 
+/// Encodes a leader's refusal of the change with this number of another member.
+pub(crate) fn encode_refusal(number: u64, error: ApiError) -> Bytes {
+    let mut out = vec![REFUSAL];
+    out.extend_from_slice(&number.to_le_bytes());
+    out.extend_from_slice(&error.number().to_le_bytes());
+    Bytes::from(out)
+}
+
+/// Reads a leader's refusal. An error that this version does not know becomes
+/// [`ApiError::NotCapable`].
+pub(crate) fn decode_refusal(bytes: &[u8]) -> Result<(u64, ApiError), DecodeError> {
+    let mut reader = Reader::new(bytes);
+    reader.u8("message version")?;
+    let number = reader.u64("change number")?;
+    let error = u16::from_le_bytes([reader.u8("error")?, reader.u8("error")?]);
+    reader.finish()?;
+    Ok((
+        number,
+        ApiError::from_number(error).unwrap_or(ApiError::NotCapable),
+    ))
+}
+
 /// Checks what raft-rs takes for granted and would panic on. `last_index` is
 /// that of this member's log.
 pub(crate) fn check(message: &Message, own_id: u64, last_index: u64) -> Result<(), &'static str> {
@@ -279,6 +307,15 @@ mod tests {
         let plain = Message::default();
         assert_eq!(plain.get_msg_type(), MessageType::MsgHup);
         assert!(decode(&encode(&plain)).is_err(), "a local message");
+    }
+
+    #[test]
+    fn refusals_come_back() {
+        let bytes = encode_refusal(7, ApiError::Unhealthy);
+        assert_eq!(decode_refusal(&bytes).unwrap(), (7, ApiError::Unhealthy));
+        for cut in 0..bytes.len() {
+            assert!(decode_refusal(&bytes[..cut]).is_err());
+        }
     }
 
     #[test]

@@ -2,9 +2,26 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Cluster, keys, put, put_for_sure, read, value, wait};
+use varve_raft::{ChangeSink, Membership, NodeHandle};
+use varve_types::ApiError;
+
+struct Done(std::sync::mpsc::Sender<Result<(), ApiError>>);
+
+impl ChangeSink for Done {
+    fn done(self: Box<Self>, outcome: Result<Arc<Membership>, ApiError>) {
+        self.0.send(outcome.map(drop)).unwrap();
+    }
+}
+
+fn move_leader(node: &NodeHandle, to: u64) -> Result<(), ApiError> {
+    let (sender, outcome) = std::sync::mpsc::channel();
+    node.move_leader(to, Box::new(Done(sender)));
+    outcome.recv().unwrap()
+}
 
 fn names(cluster: &Cluster) -> Vec<String> {
     cluster.members.keys().cloned().collect()
@@ -149,17 +166,13 @@ fn leadership_is_handed_over() {
         .find(|name| *name != leader)
         .unwrap();
     let to_id = cluster.handle(&to).member_id();
-    node.transfer_leader(to_id).unwrap();
-    wait("the transfer", || {
-        (cluster.handle(&to).status().leader == to_id).then_some(())
-    });
-    let error = wait("the old leader to know", || {
-        node.transfer_leader(to_id).err()
-    });
-    assert_eq!(error.to_string(), "etcdserver: not leader");
+    assert_eq!(move_leader(&node, 1), Err(ApiError::BadLeaderTransferee));
+    move_leader(&node, to_id).unwrap();
+    assert_eq!(node.status().leader, to_id);
+    assert_eq!(move_leader(&node, to_id), Err(ApiError::NotLeader));
     // A clean shutdown hands over as well.
     let node = cluster.members.get_mut(&to).unwrap().node.take().unwrap();
-    wait("leadership", || node.handle().transfer_leader(to_id).ok());
+    wait("leadership", || move_leader(node.handle(), to_id).ok());
     node.shutdown().unwrap();
     put(&cluster.handle(&leader), b"k", b"2").unwrap();
 }

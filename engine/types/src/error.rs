@@ -114,4 +114,6 @@ api_errors! {
     WatchCanceled = 38, 1, "etcdserver: watch canceled";
     /// `request canceled`.
     RequestCanceled = 39, 1, "etcdserver: request canceled";
+    /// `request timed out, leader transfer took too long`.
+    TimeoutLeaderTransfer = 40, 14, "etcdserver: request timed out, leader transfer took too long";
 }

@@ -11,7 +11,8 @@ use varve_engine::wal::{Wal, WalConfig};
 
 use super::stores::TestStores;
 use crate::apply::Applier;
-use crate::config::Config;
+use crate::config::{Config, Joining};
+use crate::error::RaftError;
 use crate::initial_cluster::InitialCluster;
 use crate::io::{ApplyJob, Input, LogWrite, Output};
 use crate::log;
@@ -48,27 +49,49 @@ impl Member {
         member: &membership::Member,
         catchup_entries: u64,
         boot_seed: u64,
+        join: Option<Joining>,
     ) -> Self {
         let (disk, stores) = (SimDisk::new(), TestStores::default());
         let shared: Arc<dyn Disk> = Arc::new(disk.clone());
         let mut config = Config::new("/data", shared.clone(), stores.opener(shared));
-        config.name = member.name.clone();
+        // A member that was added has its name from its own flags.
+        config.name = match &join {
+            Some(_) => format!("j{:x}", member.id),
+            None => member.name.clone(),
+        };
+        config.join = join;
         config.advertise_peer_urls = member.peer_urls.clone();
         config.initial_cluster = initial.clone();
         config.initial_cluster_token = "sim".to_owned();
         config.snapshot_catchup_entries = catchup_entries;
         // So small that entries leave the cache and are read back.
         config.log_cache_bytes = 4 << 10;
-        Self::boot(config, disk, stores, boot_seed, 0)
+        Self::boot(config, disk, stores, boot_seed, 0).unwrap()
     }
 
-    fn boot(config: Config, disk: SimDisk, stores: TestStores, boot_seed: u64, lives: u64) -> Self {
+    /// Whether it refuses changes that endanger the quorum.
+    pub(crate) fn strict(&mut self, strict: bool) {
+        self.config.strict_reconfig_check = strict;
+        self.replica.settings.strict_reconfig = strict;
+    }
+
+    /// Fails if the data directory says that the member has been removed.
+    fn boot(
+        config: Config,
+        disk: SimDisk,
+        stores: TestStores,
+        boot_seed: u64,
+        lives: u64,
+    ) -> Result<Self, RaftError> {
         let wal_config = WalConfig {
             segment_bytes: 64 << 10,
             prepare_in_background: false,
             ..WalConfig::default()
         };
-        let started = start::open(&config, wal_config).unwrap();
+        let started = match start::open(&config, wal_config) {
+            Err(removed @ RaftError::Removed { .. }) => return Err(removed),
+            started => started.unwrap(),
+        };
         let id = started.identity.member_id;
         let settings = Settings {
             member_id: id,
@@ -80,6 +103,8 @@ impl Member {
             max_apply_bytes: 2 << 10,
             catchup_entries: config.snapshot_catchup_entries,
             catchup_bytes: 1 << 20,
+            strict_reconfig: config.strict_reconfig_check,
+            max_learners: config.max_learners,
             incarnation: boot_seed.wrapping_add(lives.wrapping_mul(0x9E37_79B9_7F4A_7C15)) >> 1,
         };
         let applied = started.store.view().applied().index;
@@ -100,7 +125,7 @@ impl Member {
             Box::new(()),
             Arc::default(),
         );
-        Self {
+        Ok(Self {
             id,
             config,
             disk,
@@ -117,7 +142,7 @@ impl Member {
             jobs: VecDeque::new(),
             durable_index,
             installed: 0,
-        }
+        })
     }
 
     /// Jobs that wait for the applier.
@@ -126,8 +151,8 @@ impl Member {
     }
 
     /// Power loss: log writes that had not completed and all since the store's
-    /// last checkpoint are gone.
-    pub(crate) fn crash(&mut self, seed: u64) {
+    /// last checkpoint are gone. Whether it starts again.
+    pub(crate) fn crash(&mut self, seed: u64) -> bool {
         let disk = self.disk.crash_now(seed);
         let stores = self.stores.after_power_loss();
         let shared: Arc<dyn Disk> = Arc::new(disk.clone());
@@ -135,8 +160,12 @@ impl Member {
         config.open_store = stores.opener(shared.clone());
         config.disk = shared;
         let installed = self.installed;
-        *self = Self::boot(config, disk, stores, self.boot_seed, self.lives + 1);
+        match Self::boot(config, disk, stores, self.boot_seed, self.lives + 1) {
+            Ok(again) => *self = again,
+            Err(_) => return false,
+        }
         self.installed = installed;
+        true
     }
 
     pub(crate) fn step(&mut self, input: Input) {
@@ -216,9 +245,14 @@ impl Member {
             }
         };
         let hash = self.view().hash();
+        let members = self.applier.members();
+        for (sink, outcome) in batch.answers {
+            sink.done(outcome.map(|()| members.clone()));
+        }
         self.step(Input::Applied {
             index: batch.index,
             membership: batch.membership,
+            changes: batch.changes,
         });
         Some((batch.index, hash))
     }

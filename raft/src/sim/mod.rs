@@ -24,6 +24,7 @@ use crate::io::Input;
 use crate::sink::{Completion, Proposal, ReadSink, ReplySink};
 
 pub(crate) mod member;
+mod membership;
 #[path = "../../tests/common/stores.rs"]
 #[allow(unreachable_pub)]
 mod stores;
@@ -38,6 +39,8 @@ struct Ledger {
     acknowledged: BTreeSet<u64>,
     refused: BTreeMap<String, u64>,
     reads_served: u64,
+    /// Outcomes of changes of the membership, by text.
+    changes: BTreeMap<String, u64>,
     /// Reads that missed an acknowledged write.
     stale: Vec<String>,
 }
@@ -104,6 +107,10 @@ pub(super) struct Weather {
     /// One crash or cut in this many steps.
     pub(super) trouble_every: u64,
     pub(super) catchup_entries: u64,
+    /// One change of the membership in this many steps; 0 is none.
+    pub(super) change_every: u64,
+    /// Whether changes that endanger the quorum are refused.
+    pub(super) strict: bool,
 }
 
 /// A cluster in a simulation.
@@ -111,7 +118,12 @@ pub(super) struct Simulation {
     rng: Rng,
     seed: u64,
     weather: Weather,
+    initial: InitialCluster,
     members: BTreeMap<u64, Member>,
+    /// Members that have been removed and know it.
+    gone: BTreeSet<u64>,
+    next_member: i64,
+    pub(super) joined: u64,
     /// In order for each pair (from, to).
     links: BTreeMap<(u64, u64), VecDeque<Bytes>>,
     streams: Vec<Stream>,
@@ -132,16 +144,19 @@ impl Simulation {
         let mut members = BTreeMap::new();
         for member in initial.membership("sim").unwrap().members() {
             let boot = seed ^ member.id;
-            members.insert(
-                member.id,
-                Member::new(&initial, member, weather.catchup_entries, boot),
-            );
+            let mut booted = Member::new(&initial, member, weather.catchup_entries, boot, None);
+            booted.strict(weather.strict);
+            members.insert(member.id, booted);
         }
         Self {
             rng: Rng::new(seed),
             seed,
             weather,
+            initial,
             members,
+            gone: BTreeSet::new(),
+            next_member: 1,
+            joined: 0,
             links: BTreeMap::new(),
             streams: Vec::new(),
             cut: BTreeSet::new(),
@@ -163,6 +178,13 @@ impl Simulation {
         let id = self.pick();
         if self.weather.trouble_every > 0 && self.rng.below(self.weather.trouble_every) == 0 {
             self.trouble(id);
+        }
+        if self.weather.change_every > 0 && self.rng.below(self.weather.change_every) == 0 {
+            self.change_something();
+            self.start_missing();
+        }
+        if !self.members.contains_key(&id) {
+            return; // trouble found out that it had been removed
         }
         match self.rng.below(100) {
             0..=14 => self.input(id, Input::Tick),
@@ -236,6 +258,10 @@ impl Simulation {
                 return;
             };
             if !is_cut && !self.rng.chance(self.weather.loss_percent) {
+                if self.members[&to].replica.membership.is_removed(link.0) {
+                    self.input(link.0, Input::Removed);
+                    return self.collect(link.0);
+                }
                 self.input(
                     to,
                     Input::Peer {
@@ -294,14 +320,27 @@ impl Simulation {
 
     /// Takes what a member wants done, and checks what it says of itself.
     fn collect(&mut self, id: u64) {
-        let member = self.members.get_mut(&id).unwrap();
+        let Some(member) = self.members.get_mut(&id) else {
+            return;
+        };
         let output = member.poll();
         for (to, messages) in output.messages {
-            self.links.entry((id, to)).or_default().extend(messages);
+            if !self.gone.contains(&to) {
+                self.links.entry((id, to)).or_default().extend(messages);
+            }
         }
+        let mut refused = Vec::new();
         for (to, message) in output.snapshots {
-            self.streams.push(member.stream(to, message));
+            match self.members.contains_key(&to) {
+                true => self.streams.push(self.members[&id].stream(to, message)),
+                false => refused.push(to),
+            }
         }
+        for to in refused {
+            let delivered = false;
+            self.input(id, Input::SnapshotSent { to, delivered });
+        }
+        let member = &self.members[&id];
         let status = member.replica.status();
         if status.is_leader {
             let leader = *self.leaders.entry(status.term).or_insert(id);
@@ -318,6 +357,8 @@ impl Simulation {
             self.seed,
             ledger.stale
         );
+        drop(ledger);
+        self.end_removed(id);
     }
 
     fn trouble(&mut self, id: u64) {
@@ -347,8 +388,15 @@ impl Simulation {
                 queue.clear();
             }
         }
-        self.members.get_mut(&id).unwrap().crash(seed);
-        self.collect(id);
+        if self.members.get_mut(&id).unwrap().crash(seed) {
+            self.members
+                .get_mut(&id)
+                .unwrap()
+                .strict(self.weather.strict);
+            self.collect(id);
+        } else {
+            self.end(id);
+        }
     }
 
     pub(super) fn crash_all(&mut self) {
@@ -364,7 +412,10 @@ impl Simulation {
         self.cut.clear();
         self.weather.trouble_every = 0;
         self.weather.loss_percent = 0;
-        for _ in 0..500_000 {
+        for step in 0..500_000 {
+            if step % 1000 == 0 {
+                self.start_missing();
+            }
             match self.rng.below(100) {
                 0..=9 => {
                     let id = self.pick();
@@ -397,7 +448,11 @@ impl Simulation {
     }
 
     fn agrees(&self) -> bool {
-        let mut statuses = self.members.values().map(|member| member.replica.status());
+        let current = self.current();
+        if current.len() != self.newest().members().count() {
+            return false;
+        }
+        let mut statuses = current.values().map(|member| member.replica.status());
         let Some(first) = statuses.next() else {
             return true;
         };
@@ -415,7 +470,7 @@ impl Simulation {
     fn check_end(&self) {
         let ledger = self.ledger.lock().unwrap();
         let mut hashes = BTreeSet::new();
-        for (id, member) in &self.members {
+        for (id, member) in self.current() {
             let view = member.view();
             hashes.insert(view.hash());
             view.check().unwrap();
@@ -436,6 +491,12 @@ impl Simulation {
         let ledger = self.ledger.lock().unwrap();
         let installed = self.members.values().map(|member| member.installed).sum();
         (ledger.acknowledged.len(), ledger.reads_served, installed)
+    }
+
+    /// How often a change had this outcome.
+    pub(super) fn changes(&self, outcome: &str) -> u64 {
+        let ledger = self.ledger.lock().unwrap();
+        ledger.changes.get(outcome).copied().unwrap_or(0)
     }
 
     /// Hash of the agreed state and the term: the same again for the same seed.

@@ -7,6 +7,8 @@ const FAIR: Weather = Weather {
     loss_percent: 0,
     trouble_every: 0,
     catchup_entries: 1000,
+    change_every: 0,
+    strict: true,
 };
 
 /// Names the seed when a run panics anywhere.
@@ -112,14 +114,63 @@ fn power_loss_of_all_at_once() {
 }
 
 #[test]
+fn the_membership_changes_in_fair_weather() {
+    let weather = Weather {
+        members: 1,
+        change_every: 400,
+        ..FAIR
+    };
+    let mut total = (0, 0, 0);
+    for seed in seeds(3_000_000, 6) {
+        let simulation = run(seed, weather, 20_000);
+        assert!(simulation.figures().0 > 200, "{:?}", simulation.figures());
+        total.0 += simulation.joined;
+        total.1 += simulation.changes("changed");
+        total.2 += simulation.changes("moved");
+    }
+    assert!(total.0 > 20 && total.1 > 50 && total.2 > 5, "{total:?}");
+}
+
+#[test]
+fn the_membership_changes_in_foul_weather() {
+    let (mut total, mut removed) = ((0, 0, 0, 0), 0);
+    for seed in seeds(4_000_000, 40) {
+        let weather = Weather {
+            members: [1, 3, 3, 5][seed as usize % 4],
+            loss_percent: 3,
+            trouble_every: 500,
+            catchup_entries: [3, 1000][seed as usize % 2],
+            change_every: 300,
+            strict: seed % 3 > 0,
+        };
+        let simulation = run(seed, weather, 15_000);
+        total.0 += simulation.figures().0;
+        total.1 += simulation.joined;
+        total.2 += simulation.changes("changed");
+        total.3 += simulation.crashes;
+        removed += simulation.removed();
+    }
+    assert!(
+        total.0 > 5000 && total.1 > 60 && total.2 > 200 && total.3 > 200 && removed > 40,
+        "{total:?}, {removed} removed"
+    );
+}
+
+#[test]
 fn a_seed_gives_the_same_run_again() {
     let weather = Weather {
         loss_percent: 5,
         trouble_every: 300,
         ..FAIR
     };
-    assert_eq!(
-        run(7, weather, 8000).fingerprint(),
-        run(7, weather, 8000).fingerprint()
-    );
+    for change_every in [0, 300] {
+        let weather = Weather {
+            change_every,
+            ..weather
+        };
+        assert_eq!(
+            run(7, weather, 8000).fingerprint(),
+            run(7, weather, 8000).fingerprint()
+        );
+    }
 }

@@ -16,7 +16,7 @@ fn member_of_three() -> (Member, u64, [u64; 2]) {
     let mut members = membership.members();
     let own = members.next().unwrap();
     let others = [members.next().unwrap().id, members.next().unwrap().id];
-    (Member::new(&initial, own, 1000, 1), own.id, others)
+    (Member::new(&initial, own, 1000, 1, None), own.id, others)
 }
 
 fn types(output: &Output) -> Vec<MessageType> {
@@ -170,6 +170,19 @@ fn a_leader_sends_beside_its_own_write_and_applies_after_it() {
     assert_eq!(handed.last(), Some(&status.last_index));
 }
 
+/// Members that joined after what this one has applied lead it all the same.
+#[test]
+fn a_leader_that_is_not_known_yet_is_followed() {
+    let (mut member, own, _) = member_of_three();
+    deliver(
+        &mut member,
+        &message(MessageType::MsgHeartbeat, 99, own, 100),
+    );
+    member.poll();
+    let status = member.replica.status();
+    assert_eq!((status.leader, status.term), (99, 100));
+}
+
 #[test]
 fn hostile_messages_change_nothing() {
     let (mut member, own, others) = member_of_three();
@@ -177,8 +190,6 @@ fn hostile_messages_change_nothing() {
     member.complete_write();
     member.poll();
     let before = member.replica.status();
-    let stranger = message(MessageType::MsgHeartbeat, 99, own, 100);
-    deliver(&mut member, &stranger);
     let mut masked = append(others[0], own, 100);
     masked.from = others[1];
     member.step(Input::Peer {
