@@ -446,7 +446,8 @@ impl Replica {
         match change {
             Change::Add(_) => {
                 // The second member of a cluster of one, to get its data out.
-                if !has_started_quorum && !(started == 1 && voters == 2) {
+                let is_second = started == 1 && voters == 2;
+                if !has_started_quorum && !is_second {
                     return Err(ApiError::NotEnoughStarted);
                 }
                 if connected(&self.membership) < voters - 1 {

@@ -13,6 +13,7 @@ mod driver;
 mod entry;
 mod error;
 pub mod identity;
+mod incoming;
 mod initial_cluster;
 mod io;
 mod log;

@@ -21,7 +21,6 @@ use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType};
 use raft::{RawNode, SnapshotStatus, StateRole};
 use varve_types::ApiError;
 
-use crate::change::Tagged;
 use crate::changes::{AppliedChange, Changes};
 use crate::error::RaftError;
 use crate::io::{Input, Output};
@@ -34,7 +33,6 @@ use crate::record::Marker;
 use crate::replay::Replayed;
 use crate::sink::Proposal;
 use crate::snapshot::LoadedStore;
-use crate::wire;
 
 /// Entries that may be committed but not applied before proposals are refused, as in etcd.
 const MAX_APPLY_GAP: u64 = 5000;
@@ -47,7 +45,7 @@ const MAX_WRITES_OUT: usize = 2;
 const MAX_ENTRIES_PER_TURN: usize = 4;
 
 /// Messages of other members that wait until this leader can do what they ask.
-const MAX_HELD: usize = 64;
+pub(crate) const MAX_HELD: usize = 64;
 
 /// Settings of a replica, in ticks and bytes.
 #[derive(Debug, Clone)]
@@ -121,7 +119,7 @@ pub(crate) struct Replica {
     /// Stores that other members sent, before raft-rs was told.
     pub(crate) arrived: Vec<LoadedStore>,
     /// What other members asked of this leader that it cannot do yet.
-    held: Vec<Message>,
+    pub(crate) held: Vec<Message>,
     leader: u64,
     /// The term in which `leader` was noted.
     leader_term: u64,
@@ -129,7 +127,7 @@ pub(crate) struct Replica {
     read_rounds: u64,
     pub(crate) is_stopped: bool,
     /// Answers to other members that no message of Raft carries.
-    answers: Vec<(u64, Bytes)>,
+    pub(crate) answers: Vec<(u64, Bytes)>,
 }
 
 impl Replica {
@@ -221,7 +219,7 @@ impl Replica {
     }
 
     /// Does what raft-rs may refuse for reasons that need no answer.
-    fn ignore(&mut self, act: impl FnOnce(&mut RawNode<RaftLog>) -> raft::Result<()>) {
+    pub(crate) fn ignore(&mut self, act: impl FnOnce(&mut RawNode<RaftLog>) -> raft::Result<()>) {
         if let Err(error) = act(&mut self.raw) {
             tracing::debug!("raft: {error}");
         }
@@ -334,97 +332,6 @@ impl Replica {
         let range = election_range(self.settings.election_ticks);
         let width = range.end() - range.start() + 1;
         (range.start() + (draw ^ (draw >> 31)) % width) as usize
-    }
-
-    fn peer_message(&mut self, from: u64, bytes: &Bytes) {
-        if self.membership.is_removed(from) || (self.changes.is_removed && !self.is_leader()) {
-            return;
-        }
-        self.changes.heard(from, self.tick);
-        match bytes.first() {
-            Some(&wire::CHANGE) => return self.change_message(from, bytes),
-            Some(&wire::REFUSAL) => {
-                if let Ok((number, error)) = wire::decode_refusal(bytes) {
-                    self.change_refused(number, error);
-                }
-                return;
-            }
-            _ => {}
-        }
-        let message = match wire::decode(bytes) {
-            Ok(message) => message,
-            Err(error) => {
-                tracing::warn!("message of member {from:x} refused: {error}");
-                return;
-            }
-        };
-        if let Err(reason) = self.check(from, &message) {
-            tracing::warn!("message of member {from:x} refused: {reason}");
-            return;
-        }
-        match message.get_msg_type() {
-            // See `tick`.
-            MessageType::MsgTimeoutNow if self.is_recording_snapshot => {}
-            // raft-rs would drop these, and their clients would wait for a timeout.
-            MessageType::MsgReadIndex | MessageType::MsgPropose
-                if self.is_leader() && !self.can_lead(&message) =>
-            {
-                if self.held.len() < MAX_HELD {
-                    self.held.push(message);
-                }
-            }
-            _ => self.ignore(|raw| raw.step(message)),
-        }
-    }
-
-    fn change_message(&mut self, from: u64, bytes: &Bytes) {
-        match Tagged::decode(wire::CHANGE, bytes) {
-            Ok(tagged) if self.membership.get(tagged.origin).is_some() => {
-                let mut answers = std::mem::take(&mut self.answers);
-                self.change_asked(tagged, &mut answers);
-                self.answers = answers;
-            }
-            Ok(tagged) => tracing::warn!("{:x} is no member: refused", tagged.origin),
-            Err(error) => tracing::warn!("message of member {from:x} refused: {error}"),
-        }
-    }
-
-    /// Whether this leader can do now what a message of another member asks.
-    fn can_lead(&self, message: &Message) -> bool {
-        match message.get_msg_type() {
-            MessageType::MsgPropose => self.raw.raft.lead_transferee.is_none(),
-            _ => self.raw.raft.commit_to_current_term(),
-        }
-    }
-
-    fn check(&self, from: u64, message: &Message) -> Result<(), &'static str> {
-        let log = &self.raw.raft.raft_log;
-        let is_forwarded = message.get_msg_type() == MessageType::MsgTransferLeader;
-        if message.from != from && !is_forwarded {
-            return Err("it speaks for another member");
-        }
-        wire::check(message, self.settings.member_id, log.last_index())?;
-        match message.get_msg_type() {
-            MessageType::MsgAppend if message.term >= self.raw.raft.term => {
-                let conflict = message
-                    .entries
-                    .iter()
-                    .take_while(|entry| entry.index <= log.committed)
-                    .any(|entry| {
-                        entry.index >= log.first_index() && !log.match_term(entry.index, entry.term)
-                    });
-                if conflict {
-                    return Err("entries that conflict with committed ones");
-                }
-            }
-            MessageType::MsgAppendResponse
-                if !message.reject && message.index > log.last_index() =>
-            {
-                return Err("it acknowledges entries that do not exist");
-            }
-            _ => {}
-        }
-        Ok(())
     }
 
     fn note_applied(
