@@ -84,6 +84,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         handle.propose(Proposal {
             commands: prepared[next % prepared.len()].clone(),
             count: batch as u32,
+            reply_bytes: 0,
             sink: Box::new(Done(sender.clone(), client)),
         });
     };

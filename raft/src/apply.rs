@@ -5,6 +5,7 @@
 //! are part of the batch. What a command is answered is a function of the log:
 //! the same on every member, also for commands that do not decode.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -31,6 +32,10 @@ use crate::snapshot::LoadedStore;
 
 /// Commands whose keys are prefetched at a time.
 const PREFETCH_COMMANDS: usize = 16;
+/// A batch ends after the entry with which its answers come to this many bytes
+/// of keys and values. All of them are in memory until the batch is published;
+/// those of one entry are bounded when it is packed.
+const BATCH_REPLY_BYTES: usize = varve_types::MAX_REPLY_BYTES / 2;
 
 /// Owns the store and applies to it.
 pub(crate) struct Applier {
@@ -86,11 +91,12 @@ impl Applier {
         }
     }
 
-    /// Applies the entries as one batch, publishes it, and answers those who
-    /// proposed them. `term` goes into the answers.
+    /// Applies entries as one batch, publishes it, and answers those who proposed
+    /// them. It takes them off `entries` until there are none or the answers are
+    /// large: what is left is for the next batch. `term` goes into the answers.
     pub(crate) fn apply(
         &mut self,
-        entries: Vec<ToApply>,
+        entries: &mut VecDeque<ToApply>,
         term: u64,
     ) -> Result<AppliedBatch, RaftError> {
         let started = Instant::now();
@@ -112,7 +118,9 @@ impl Applier {
             changes: &mut changes,
             change_answers: &mut change_answers,
         };
-        for entry in entries {
+        while txn.reply_bytes() < BATCH_REPLY_BYTES
+            && let Some(entry) = entries.pop_front()
+        {
             if entry.index <= applied.index {
                 continue; // the store had it already before the restart
             }

@@ -11,6 +11,7 @@
 //! The replica never waits for any of the others: ticks and heartbeats go on
 //! whatever the disk does.
 
+use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -295,13 +296,16 @@ fn apply_loop(
             },
         };
         match job {
-            ApplyJob::Entries(mut entries) => {
+            ApplyJob::Entries(entries) => {
+                let mut entries = VecDeque::from(entries);
                 next = merge(&mut entries, jobs);
-                let batch = applier.apply(entries, shared.term())?;
-                report(batch, shared);
-                batches = batches.wrapping_add(1);
-                if batches.is_multiple_of(BATCHES_PER_COMPACTION_STEP) {
-                    applier.compact_step()?;
+                while !entries.is_empty() {
+                    let batch = applier.apply(&mut entries, shared.term())?;
+                    report(batch, shared);
+                    batches = batches.wrapping_add(1);
+                    if batches.is_multiple_of(BATCHES_PER_COMPACTION_STEP) {
+                        applier.compact_step()?;
+                    }
                 }
             }
             ApplyJob::Install(loaded) => install(applier, *loaded, shared)?,
@@ -327,7 +331,7 @@ fn next_job(
 }
 
 /// Takes more entries that wait, for one batch; the job after them, if it is another.
-fn merge(entries: &mut Vec<ToApply>, jobs: &Receiver<ApplyJob>) -> Option<ApplyJob> {
+fn merge(entries: &mut VecDeque<ToApply>, jobs: &Receiver<ApplyJob>) -> Option<ApplyJob> {
     while entries.len() < MAX_BATCH_ENTRIES {
         match jobs.try_recv() {
             Ok(ApplyJob::Entries(more)) => entries.extend(more),

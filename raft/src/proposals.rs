@@ -18,6 +18,10 @@ use crate::sink::{Proposal, ReplySink};
 /// An entry is closed once it holds this many bytes.
 pub(crate) const ENTRY_TARGET_BYTES: usize = 1 << 20;
 
+/// An entry is closed before its answers may hold more than this many bytes of
+/// keys and values: an entry is applied as a whole, and they are all in memory then.
+pub(crate) const ENTRY_REPLY_BYTES: usize = varve_types::MAX_REPLY_BYTES;
+
 /// Most bytes of commands in one proposal: with its headers it must fit a log record.
 pub const MAX_PROPOSAL_BYTES: usize = (4 << 20) - 4096;
 
@@ -36,11 +40,18 @@ struct InFlight {
     sink: Option<Box<dyn ReplySink>>,
 }
 
+/// What goes into an entry, and what its answers may come to.
+struct Queued {
+    commands: Bytes,
+    count: u32,
+    reply_bytes: usize,
+}
+
 /// All proposals of this member that have no answer yet.
 pub(crate) struct Proposals {
     member_id: u64,
     /// Not yet in an entry.
-    queued: VecDeque<(Bytes, u32)>,
+    queued: VecDeque<Queued>,
     /// In an entry that raft-rs has not taken yet.
     packed: VecDeque<Bytes>,
     /// One for each number from `first_number` on; the queued ones at the end.
@@ -88,7 +99,11 @@ impl Proposals {
             leader_lost: false,
             sink: Some(proposal.sink),
         });
-        self.queued.push_back((proposal.commands, proposal.count));
+        self.queued.push_back(Queued {
+            commands: proposal.commands,
+            count: proposal.count,
+            reply_bytes: proposal.reply_bytes,
+        });
     }
 
     /// Refuses a proposal that is not queued.
@@ -102,14 +117,17 @@ impl Proposals {
         if let Some(entry) = self.packed.pop_front() {
             return Some(entry);
         }
-        let mut bytes = 0;
+        let (mut bytes, mut replies) = (0, 0);
         let mut count = 0;
-        for (commands, _) in &self.queued {
-            let with = bytes + commands.len();
-            if count > 0 && with + (count + 1) * entry::PROPOSAL_HEADER_BYTES > ENTRY_TARGET_BYTES {
+        for queued in &self.queued {
+            let with = bytes + queued.commands.len();
+            let with_replies = replies + queued.reply_bytes;
+            let is_full = with + (count + 1) * entry::PROPOSAL_HEADER_BYTES > ENTRY_TARGET_BYTES
+                || with_replies > ENTRY_REPLY_BYTES;
+            if count > 0 && is_full {
                 break;
             }
-            (bytes, count) = (with, count + 1);
+            (bytes, replies, count) = (with, with_replies, count + 1);
         }
         if count == 0 {
             return None;
@@ -119,7 +137,7 @@ impl Proposals {
         let data = entry::encode(
             self.member_id,
             number,
-            packed.map(|(commands, count)| (&commands[..], *count)),
+            packed.map(|queued| (&queued.commands[..], queued.count)),
             bytes,
         );
         self.queued.drain(..count);
@@ -284,6 +302,10 @@ mod tests {
         }
 
         fn push(&mut self, bytes: usize, now: u64) {
+            self.push_asking(bytes, now, 0);
+        }
+
+        fn push_asking(&mut self, bytes: usize, now: u64, reply_bytes: usize) {
             let sink = Box::new(Recorder(self.refused.clone(), self.next));
             self.next += 1;
             let commands = Bytes::from(vec![0; bytes]);
@@ -291,6 +313,7 @@ mod tests {
                 Proposal {
                     commands,
                     count: 1,
+                    reply_bytes,
                     sink,
                 },
                 now,
@@ -338,6 +361,20 @@ mod tests {
         assert_eq!(numbers, [(1000, 1), (1001, 1), (1002, 1), (1003, 1)]);
         test.push(MAX_PROPOSAL_BYTES + 1, 0);
         assert_eq!(test.refused(), [(4, ApiError::RequestTooLarge)]);
+    }
+
+    #[test]
+    fn entries_are_closed_before_their_answers_are_too_large() {
+        let mut test = Test::new();
+        let half = ENTRY_REPLY_BYTES / 2;
+        for reply_bytes in [half, half, 1, half, 0, ENTRY_REPLY_BYTES, 0, 1] {
+            test.push_asking(10, 0, reply_bytes);
+        }
+        let mut counts = Vec::new();
+        while let Some(entry) = test.proposals.next_entry() {
+            counts.push(test.header(&entry).count);
+        }
+        assert_eq!(counts, [2, 3, 2, 1]);
     }
 
     #[test]

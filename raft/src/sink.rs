@@ -51,6 +51,9 @@ pub struct Proposal {
     pub commands: Bytes,
     /// How many commands that are.
     pub count: u32,
+    /// The most that the answers may hold of keys and values
+    /// ([`varve_engine::mvcc::reply_bytes`] of each command).
+    pub reply_bytes: usize,
     /// Who gets the answers.
     pub sink: Box<dyn ReplySink>,
 }

@@ -167,6 +167,7 @@ impl RunningNode {
                 handle.propose(Proposal {
                     commands: commands.clone(),
                     count: 1,
+                    reply_bytes: 0,
                     sink: Box::new(Published(sender)),
                 });
                 match done.await {

@@ -1,6 +1,6 @@
 //! Limits and options that callers give, and where bounded answers ended.
 
-use varve_types::DEFAULT_MAX_TXN_OPS;
+use varve_types::{DEFAULT_MAX_TXN_OPS, MAX_REPLY_BYTES};
 
 /// What a node accepts before it proposes a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub struct BatchOptions {
     /// Past this many bytes of events they are dropped, and watchers read from the store.
     pub max_event_bytes: usize,
     /// Past this many bytes of keys and values in one reply, a range inside a
-    /// transaction ends with `more` set, and previous values are left out.
+    /// transaction ends with `more` set.
     pub max_reply_bytes: usize,
 }
 
@@ -35,7 +35,7 @@ impl Default for BatchOptions {
         Self {
             collect_events: false,
             max_event_bytes: 8 << 20,
-            max_reply_bytes: 64 << 20,
+            max_reply_bytes: MAX_REPLY_BYTES,
         }
     }
 }

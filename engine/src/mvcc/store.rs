@@ -11,11 +11,12 @@ use super::error::{MvccError, Result};
 use super::keys::{MEMBER, RESERVED, numbered};
 use super::live::{Collector, LiveEvents};
 use super::options::{BatchOptions, CompactBudget};
+use super::reply::{PreviousValues, ReplyBudget};
 use super::state::State;
 use super::txn;
 use super::validate::check_shape;
 use super::view::View;
-use super::write::{ReplyBudget, Scratch, Writer};
+use super::write::{Scratch, Writer};
 use super::{LATEST, META};
 #[allow(unused_imports)] // named by the documentation
 use crate::backend::Batch;
@@ -120,6 +121,7 @@ impl Store {
             backend: &*self.backend,
             newest: &self.newest,
             max_reply_bytes: options.max_reply_bytes,
+            reply_bytes: 0,
         })
     }
 
@@ -139,6 +141,7 @@ pub struct WriteTxn<'s> {
     backend: &'s dyn Backend,
     newest: &'s ArcSwap<View>,
     max_reply_bytes: usize,
+    reply_bytes: usize,
 }
 
 /// What a published batch is for readers and watchers.
@@ -160,32 +163,31 @@ impl WriteTxn<'_> {
         self.writer.batch.prefetch(LATEST, keys);
     }
 
+    /// Bytes of keys and values in all answers so far.
+    pub fn reply_bytes(&self) -> usize {
+        self.reply_bytes
+    }
+
     /// Applies a command and makes its answer.
     ///
     /// The same commands in the same order give the same state, hashes and
     /// revisions on every engine. `Err` is a fault of the store, never of the command.
     pub fn apply(&mut self, command: &Command<'_>) -> Result<Reply> {
-        let budget = ReplyBudget {
-            wanted: true,
-            bytes: self.max_reply_bytes,
-        };
-        self.apply_within(command, budget)
+        self.apply_within(command, ReplyBudget::new(true, self.max_reply_bytes))
     }
 
     /// As [`WriteTxn::apply`] but without making the answer, for members
     /// that have no client waiting for it.
     pub fn apply_silent(&mut self, command: &Command<'_>) -> Result<()> {
-        let budget = ReplyBudget {
-            wanted: false,
-            bytes: 0,
-        };
-        self.apply_within(command, budget).map(|_| ())
+        self.apply_within(command, ReplyBudget::new(false, 0))
+            .map(|_| ())
     }
 
-    fn apply_within(&mut self, command: &Command<'_>, budget: ReplyBudget) -> Result<Reply> {
+    fn apply_within(&mut self, command: &Command<'_>, mut budget: ReplyBudget) -> Result<Reply> {
         let outcome = check_shape(command)
             .map_err(MvccError::from)
-            .and_then(|()| self.perform(command, budget));
+            .and_then(|()| self.perform(command, &mut budget));
+        self.reply_bytes += budget.used;
         let result = match outcome {
             Ok(response) => Ok(response),
             Err(MvccError::Api(error)) => Err(error),
@@ -201,22 +203,23 @@ impl WriteTxn<'_> {
     fn perform(
         &mut self,
         command: &Command<'_>,
-        mut budget: ReplyBudget,
+        budget: &mut ReplyBudget,
     ) -> Result<CommandResponse> {
         let writer = &mut self.writer;
         Ok(match command {
             Command::Put(put) => {
                 txn::check_put(&*writer.batch, put)?;
-                let prev_kv: Option<KeyValue> = writer.put(put, &mut budget)?;
+                let prev_kv: Option<KeyValue> = writer.put(put, budget)?;
                 CommandResponse::Put(PutResponse { prev_kv })
             }
             Command::DeleteRange(delete) => {
-                let response = writer.delete_range(delete.range(), delete.prev_kv, &mut budget)?;
+                let mut previous = PreviousValues::default();
+                previous.delete(delete);
+                previous.check(&*writer.batch)?;
+                let response = writer.delete_range(delete.range(), delete.prev_kv, budget)?;
                 CommandResponse::DeleteRange(response)
             }
-            Command::Txn(request) => {
-                CommandResponse::Txn(txn::apply(writer, request, &mut budget)?)
-            }
+            Command::Txn(request) => CommandResponse::Txn(txn::apply(writer, request, budget)?),
             Command::Compaction(request) => {
                 compaction::compact(&mut writer.state, request.revision)?;
                 CommandResponse::Compaction

@@ -16,8 +16,9 @@ use super::error::{MvccError, Result};
 use super::history::{key_value, walk_latest};
 use super::keys::{LEASE, numbered};
 use super::range::{self, At};
+use super::reply::{PreviousValues, ReplyBudget};
 use super::state::State;
-use super::write::{ReplyBudget, Writer};
+use super::write::Writer;
 use super::{LATEST, META};
 use crate::backend::{Direction, Read};
 
@@ -126,10 +127,10 @@ pub(super) fn check_put(read: &dyn Read, put: &PutRequest<'_>) -> Result<()> {
 }
 
 /// Calls `check` for each operation on the path that is no transaction.
-fn check_path<'a>(
-    txn: &TxnRequest<'a>,
+fn check_path<'t, 'a>(
+    txn: &'t TxnRequest<'a>,
     steps: &mut Steps<'_>,
-    check: &mut dyn FnMut(&RequestOp<'a>) -> Result<()>,
+    check: &mut dyn FnMut(&'t RequestOp<'a>) -> Result<()>,
 ) -> Result<()> {
     let (_, ops) = next_branch(txn, steps);
     ops.iter().try_for_each(|op| match op {
@@ -157,6 +158,17 @@ pub(super) fn apply(
 ) -> Result<TxnResponse> {
     let path = Path::choose(&*writer.batch, txn)?;
     check(&*writer.batch, &writer.state, txn, &path)?;
+    let mut previous = PreviousValues::default();
+    check_path(txn, &mut path.steps(), &mut |op| {
+        match op {
+            RequestOp::Put(put) => previous.put(put),
+            RequestOp::DeleteRange(delete) => previous.delete(delete),
+            _ => {}
+        }
+        Ok(())
+    })?;
+    let reserved = previous.check(&*writer.batch)?;
+    budget.range_bytes = budget.range_bytes.saturating_sub(reserved);
     execute(writer, txn, &mut path.steps(), budget).map_err(|error| match error {
         // The checks have passed: what fails now would leave half a transaction behind.
         MvccError::Api(error) => {
@@ -212,18 +224,25 @@ fn read_within(
     request: &RangeRequest<'_>,
     budget: &mut ReplyBudget,
 ) -> Result<RangeResponse> {
-    match range::range(read, at, request, budget.bytes) {
+    let counted = || {
+        let count = range::count(read, at, request.range())?;
+        Ok(RangeResponse {
+            kvs: Vec::new(),
+            more: count > 0,
+            count,
+        })
+    };
+    if budget.range_bytes == 0 && !request.count_only {
+        return counted();
+    }
+    match range::range(read, at, request, budget.range_bytes) {
         Ok((response, bytes)) => {
-            budget.bytes = budget.bytes.saturating_sub(bytes);
+            budget.take(bytes);
             Ok(response)
         }
         // A sort that does not fit into memory: writes may have been done, so
         // this is no longer the time to refuse.
-        Err(MvccError::Api(ApiError::RequestTooLarge)) => Ok(RangeResponse {
-            kvs: Vec::new(),
-            more: true,
-            count: range::count(read, at, request.range())?,
-        }),
+        Err(MvccError::Api(ApiError::RequestTooLarge)) => counted(),
         Err(error) => Err(error),
     }
 }
@@ -237,10 +256,7 @@ pub(super) fn read(
 ) -> Result<TxnResponse> {
     let path = Path::choose(read, txn)?;
     check(read, state, txn, &path)?;
-    let mut budget = ReplyBudget {
-        wanted: true,
-        bytes: max_bytes,
-    };
+    let mut budget = ReplyBudget::new(true, max_bytes);
     read_path(read, state, txn, &mut path.steps(), &mut budget)
 }
 

@@ -11,10 +11,11 @@ use varve_types::{DeleteRangeResponse, KeyRange, KeyValue, PutRequest};
 
 use super::error::{MvccError, Result};
 use super::hash::record_hash;
-use super::history::{decode, key_value, scan};
+use super::history::{decode, scan};
 use super::keys::Revision;
 use super::live::{Collector, event_of};
-use super::record::{Change, ChangeKind, LiveMarks, NewVersion, Record, seal_change};
+use super::record::{Change, ChangeKind, LiveMarks, NewVersion, seal_change};
+use super::reply::ReplyBudget;
 use super::state::State;
 use super::{DEAD, LATEST, LOG};
 use crate::backend::{Batch, Bounds, Direction};
@@ -67,26 +68,6 @@ impl Doomed {
                     .map_or(0, |before| self.ends[before].1);
                 (&self.bytes[start..*key_end], &self.bytes[*key_end..*end])
             })
-    }
-}
-
-/// How many bytes of keys and values a reply may still take.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ReplyBudget {
-    /// Whether a reply is made at all.
-    pub(super) wanted: bool,
-    pub(super) bytes: usize,
-}
-
-impl ReplyBudget {
-    /// A copy of `kv` if it is asked for and fits.
-    fn keep(&mut self, asked: bool, key: &[u8], record: Option<&Record<'_>>) -> Option<KeyValue> {
-        if !asked || !self.wanted {
-            return None;
-        }
-        let kv = key_value(key, record.filter(|record| record.live)?);
-        self.bytes = self.bytes.checked_sub(kv.encoded_len())?;
-        Some(kv.to_owned())
     }
 }
 

@@ -116,4 +116,6 @@ api_errors! {
     RequestCanceled = 39, 1, "etcdserver: request canceled";
     /// `request timed out, leader transfer took too long`.
     TimeoutLeaderTransfer = 40, 14, "etcdserver: request timed out, leader transfer took too long";
+    /// `request is too large`, said of the previous values that a write asks for.
+    PreviousValuesTooLarge = 41, 3, "etcdserver: request is too large: the previous values it asks for are over 64 MiB; nothing was changed, write fewer keys at a time or leave prev_kv out";
 }

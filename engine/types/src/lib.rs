@@ -33,6 +33,10 @@ pub use view::{EventRef, KeyValueRef};
 pub const MAX_KEY_BYTES: usize = 1920;
 /// Default of `--max-request-bytes`: the longest request a node accepts, in bytes (1.5 MiB).
 pub const DEFAULT_MAX_REQUEST_BYTES: usize = 1_572_864;
+/// Most bytes of keys and values in the reply to one write (64 MiB). Members
+/// refuse a write whose previous values are more, so they must agree on it: it
+/// is no setting, and another value is another version of the log.
+pub const MAX_REPLY_BYTES: usize = 64 << 20;
 /// Default of `--max-txn-ops`.
 pub const DEFAULT_MAX_TXN_OPS: usize = 128;
 /// How deep transactions may nest.

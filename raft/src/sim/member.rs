@@ -232,7 +232,12 @@ impl Member {
                     "entry {last} is applied, but the log is durable to {}",
                     self.durable_index
                 );
-                self.applier.apply(entries, 0).unwrap()
+                let mut entries = VecDeque::from(entries);
+                let batch = self.applier.apply(&mut entries, 0).unwrap();
+                if !entries.is_empty() {
+                    self.jobs.push_front(ApplyJob::Entries(entries.into()));
+                }
+                batch
             }
             ApplyJob::Install(loaded) => {
                 let number = loaded.store_number;

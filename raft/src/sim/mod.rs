@@ -224,6 +224,7 @@ impl Simulation {
             Input::Propose(Proposal {
                 commands: commands.into(),
                 count: 1,
+                reply_bytes: 0,
                 sink,
             }),
         );

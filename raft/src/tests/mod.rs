@@ -1,5 +1,6 @@
 //! Tests of what spans several modules.
 
+mod apply;
 mod durability;
 mod log;
 mod records;

@@ -243,6 +243,7 @@ pub fn propose(
     node.propose(Proposal {
         commands: bytes.into(),
         count,
+        reply_bytes: 0,
         sink: Box::new(Reply1(sender)),
     });
     receiver

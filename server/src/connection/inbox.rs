@@ -21,6 +21,8 @@ pub(crate) struct Writes {
     pub(crate) requests: Vec<(u64, u8)>,
     /// Bytes of their bodies, for the connection's bound.
     pub(crate) bytes: usize,
+    /// The most that their answers may hold of keys and values, for its other bound.
+    pub(crate) reply_bytes: usize,
     /// How many of each kind.
     pub(crate) kinds: Kinds,
 }
@@ -29,7 +31,8 @@ impl Writes {
     /// Empties it, to be used again.
     pub(crate) fn clear(&mut self) {
         self.requests.clear();
-        (self.bytes, self.kinds) = (0, Kinds::default());
+        (self.bytes, self.reply_bytes) = (0, 0);
+        self.kinds = Kinds::default();
     }
 }
 

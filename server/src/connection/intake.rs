@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use varve_engine::mvcc::validate;
+use varve_engine::mvcc::{reply_bytes, validate};
 use varve_protocol::{
     Empty, ErrorCode, Flags, Frame, FrameHeader, Request, RequestError, WireError, encode_error,
     encode_reply, opcode,
@@ -82,7 +82,12 @@ impl Batch {
         self.commands.len() >= PROPOSAL_BYTES
     }
 
-    fn push_write(&mut self, header: &FrameHeader, kind: Kind, body: &[u8]) {
+    /// Bytes that the answers of the writes may come to.
+    pub(super) fn reply_bytes(&self) -> usize {
+        self.writes.reply_bytes
+    }
+
+    fn push_write(&mut self, header: &FrameHeader, kind: Kind, body: &[u8], reply_bytes: usize) {
         // A body is bounded far below 4 GiB by the decoder.
         let length = body.len() as u32 + 1;
         if self.commands.is_empty() {
@@ -95,6 +100,7 @@ impl Batch {
             .requests
             .push((header.request_id, header.opcode));
         self.writes.bytes += body.len();
+        self.writes.reply_bytes += reply_bytes;
         self.writes.kinds[kind as usize] += 1;
     }
 
@@ -156,24 +162,24 @@ impl Connection {
     ) -> Result<(), WireError> {
         match request {
             Request::Put(put) => {
-                self.check_write(&Command::Put(*put), body)?;
-                batch.push_write(header, Kind::Put, body);
+                let replies = self.check_write(&Command::Put(*put), body)?;
+                batch.push_write(header, Kind::Put, body, replies);
             }
             Request::DeleteRange(delete) => {
-                self.check_write(&Command::DeleteRange(*delete), body)?;
-                batch.push_write(header, Kind::DeleteRange, body);
+                let replies = self.check_write(&Command::DeleteRange(*delete), body)?;
+                batch.push_write(header, Kind::DeleteRange, body, replies);
             }
             Request::Compaction(compaction) => {
-                self.check_write(&Command::Compaction(*compaction), body)?;
-                batch.push_write(header, Kind::Compaction, body);
+                let replies = self.check_write(&Command::Compaction(*compaction), body)?;
+                batch.push_write(header, Kind::Compaction, body, replies);
             }
             Request::Txn(txn) => {
                 let (read_only, local) = (txn.is_read_only(), txn.is_serializable());
-                self.check_write(&Command::Txn(txn.clone()), body)?;
+                let replies = self.check_write(&Command::Txn(txn.clone()), body)?;
                 if read_only {
                     batch.push_read(header, Kind::Txn, body, local);
                 } else {
-                    batch.push_write(header, Kind::Txn, body);
+                    batch.push_write(header, Kind::Txn, body, replies);
                 }
             }
             Request::MemberList(list) => {
@@ -184,13 +190,16 @@ impl Connection {
         Ok(())
     }
 
-    /// What can be refused before it costs a place in the log.
-    fn check_write(&self, command: &Command<'_>, body: &[u8]) -> Result<(), WireError> {
+    /// Refuses what can be refused before it costs a place in the log; else how
+    /// large the answer may be.
+    fn check_write(&self, command: &Command<'_>, body: &[u8]) -> Result<usize, WireError> {
         let limits = &self.service.limits;
         if body.len() > limits.request_bytes {
             return Err(ApiError::RequestTooLarge.into());
         }
-        validate(command, &limits.store).map_err(WireError::from)
+        validate(command, &limits.store).map_err(WireError::from)?;
+        // A value came in a request, so it is at most as long as one.
+        Ok(reply_bytes(command, limits.request_bytes))
     }
 
     fn answer_at_once(
@@ -265,10 +274,12 @@ impl Connection {
             add(&metrics.proposed_commands, writes.requests.len() as u64);
             self.in_flight += writes.requests.len();
             self.in_flight_bytes += writes.bytes;
+            self.in_flight_reply_bytes += writes.reply_bytes;
             service.node.propose(Proposal {
                 commands: Bytes::from(commands),
                 // Bounded by what one read of the socket holds.
                 count: writes.requests.len() as u32,
+                reply_bytes: writes.reply_bytes,
                 sink: WriteSink::new(self.inbox.clone(), writes, started),
             });
         } else {

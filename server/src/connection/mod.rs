@@ -43,6 +43,10 @@ use work::Work;
 const MAX_IN_FLIGHT: usize = 8_192;
 /// Bytes of requests that may be in flight on one connection.
 const MAX_IN_FLIGHT_BYTES: usize = 16 << 20;
+/// Bytes that the answers of all writes in flight on one connection may come to:
+/// one answer of the largest kind, or many of a value each. What a proposal
+/// passes it by is one answer.
+const MAX_IN_FLIGHT_REPLY_BYTES: usize = varve_types::MAX_REPLY_BYTES;
 /// Output past which nothing more is answered from views or sent to watches.
 const OUT_ROOM: usize = 1 << 20;
 /// Output past which the socket is not read.
@@ -77,6 +81,9 @@ pub struct Connection {
     notice: Option<Pin<Box<Sleep>>>,
     in_flight: usize,
     in_flight_bytes: usize,
+    in_flight_reply_bytes: usize,
+    /// Whole frames may be left in the input, because too much was in flight.
+    held: bool,
     /// The client has closed its side.
     ended: bool,
     /// The connection ends once the output is written.
@@ -108,6 +115,8 @@ impl Connection {
             notice: None,
             in_flight: 0,
             in_flight_bytes: 0,
+            in_flight_reply_bytes: 0,
+            held: false,
             ended: false,
             failed: false,
         }
@@ -135,7 +144,10 @@ impl Connection {
             if self.is_done() {
                 return Poll::Ready(Ok(()));
             }
-            if self.may_read() {
+            if self.may_read() && self.held {
+                self.take_frames();
+                progress = true;
+            } else if self.may_read() {
                 match self.poll_read(context) {
                     Poll::Ready(result) => {
                         result?;
@@ -160,6 +172,7 @@ impl Connection {
             && !self.ended
             && self.in_flight < MAX_IN_FLIGHT
             && self.in_flight_bytes < MAX_IN_FLIGHT_BYTES
+            && self.in_flight_reply_bytes < MAX_IN_FLIGHT_REPLY_BYTES
             && self.out.len() - self.sent < OUT_READ_LIMIT
     }
 
@@ -173,6 +186,7 @@ impl Connection {
                 Delivery::Writes(writes, started, outcome) => {
                     self.in_flight -= writes.requests.len();
                     self.in_flight_bytes -= writes.bytes;
+                    self.in_flight_reply_bytes -= writes.reply_bytes;
                     let (service, out) = (&self.service, &mut self.out);
                     service.metrics.observe(&writes.kinds, started.elapsed());
                     match outcome {
@@ -277,7 +291,7 @@ impl Connection {
         Poll::Ready(Ok(wrote))
     }
 
-    /// Reads once and hands over what came.
+    /// Reads once and hands over what came. The input has room: it holds no whole frame.
     fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut buffer = ReadBuf::new(&mut self.input[self.filled..]);
         ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer))?;
@@ -299,7 +313,12 @@ impl Connection {
         let mut batch = Batch::new(&mut self.spares, self.filled);
         let input = std::mem::take(&mut self.input);
         let mut start = 0;
+        self.held = false;
         let needed = loop {
+            if self.in_flight_reply_bytes + batch.reply_bytes() >= MAX_IN_FLIGHT_REPLY_BYTES {
+                self.held = true;
+                break 0;
+            }
             match self.decoder.step(&input[start..self.filled]) {
                 Ok(Step::Frame(frame, length)) => {
                     self.take_request(&frame, &mut batch);

@@ -6,6 +6,7 @@ mod engines;
 mod history;
 mod model;
 mod random;
+mod replies;
 mod rules;
 mod snapshots;
 mod txn_rules;

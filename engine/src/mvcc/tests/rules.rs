@@ -412,28 +412,3 @@ fn meta_is_kept_with_the_batch() {
     assert_eq!(members.len(), 1);
     assert!(members[0].is_ok());
 }
-
-#[test]
-fn replies_are_bounded() {
-    let mut bench = Bench::new();
-    for key in ["a", "b", "c"] {
-        bench.put(key, &"v".repeat(1000));
-    }
-    let options = BatchOptions {
-        max_reply_bytes: 1500,
-        ..BatchOptions::default()
-    };
-    let applied = bench.next();
-    let mut txn = bench.store.begin(options).unwrap();
-    let delete = DeleteRangeRequest {
-        key: b"a",
-        range_end: b"\0",
-        prev_kv: true,
-    };
-    let reply = txn.apply(&Command::DeleteRange(delete)).unwrap();
-    let Ok(super::super::CommandResponse::DeleteRange(response)) = reply.result else {
-        panic!("{reply:?}");
-    };
-    assert_eq!((response.deleted, response.prev_kvs.len()), (3, 1));
-    txn.publish(applied).unwrap();
-}
