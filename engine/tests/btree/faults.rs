@@ -119,6 +119,65 @@ fn a_failed_write_or_sync_latches_at_every_call() {
     }
 }
 
+/// After a failed sync the cache still shows a meta page that the disk does not
+/// have, and no later sync writes it. Once a store says how far it is durable,
+/// the log behind that may go: so it must be true.
+#[test]
+fn what_a_store_opened_after_a_failed_sync_promises_survives_a_power_loss() {
+    let mut promised_more = 0;
+    for after in 0.. {
+        let disk = new_disk(false);
+        let store = open(&disk).expect("a new store");
+        inject(&disk, FaultOn::Sync, after, libc::EIO, false);
+        let (known, outcome) = run(&store);
+        if outcome.is_ok() {
+            break;
+        }
+        drop(store);
+        // The process starts again, the machine does not.
+        let promised = open(&disk).expect("opens again").durable();
+        promised_more += u32::from(promised != known.durable[0].applied);
+        for seed in 0..6 {
+            let store = open(&disk.crash_now(seed)).expect("opens after the power loss");
+            assert_eq!(store.durable(), promised, "sync {after}, seed {seed}");
+            check(&store);
+        }
+    }
+    assert!(promised_more > 0, "no meta page was in the cache alone");
+}
+
+/// A checkpoint that failed gives the pages of its free map back, though the disk
+/// may refer to them: a batch that is open meanwhile must not take them.
+#[test]
+fn an_open_batch_takes_no_pages_after_a_failed_checkpoint() {
+    for length in [900, 12_000] {
+        let disk = new_disk(false);
+        let store = open(&disk).expect("a new store");
+        let mut known = Known {
+            published: Model::default(),
+            durable: vec![Model::default()],
+        };
+        batch(&store, &mut known.published, 1).expect("a batch");
+        known.durable.push(known.published.clone());
+        let mut batch = store.begin().expect("a batch");
+        batch.put(TreeId(1), b"before", b"").expect("a page");
+        inject(&disk, FaultOn::Sync, 1, libc::EIO, false);
+        let error = store.checkpoint().expect_err("the meta page is not synced");
+        assert!(is_io(&error), "{error}");
+        // The batch may use up what it has taken.
+        let refused = (0..200_u32)
+            .find_map(|number| {
+                let key = number.to_be_bytes();
+                batch.put(TreeId(1), &key, &vec![1; length]).err()
+            })
+            .expect("no more pages");
+        assert!(matches!(refused, BackendError::Latched(_)), "{refused}");
+        drop(batch);
+        readable(&store, &known);
+        comes_back(&disk, &known);
+    }
+}
+
 #[test]
 fn a_full_disk_fails_the_batch_and_no_more() {
     let mut hits = 0;

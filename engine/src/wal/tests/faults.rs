@@ -65,6 +65,26 @@ fn a_failed_write_or_sync_latches() {
     }
 }
 
+/// After a failed sync the cache still shows what the disk does not have, and no
+/// later sync writes it. Once recovery has shown a record it must stay.
+#[test]
+fn what_recovery_shows_after_a_failed_sync_survives_a_power_loss() {
+    let disk = SimDisk::new();
+    let (mut wal, ..) = open(&disk).unwrap();
+    commit(&mut wal, &[b"kept"]);
+    disk.inject(fault(FaultOn::Sync, libc::EIO));
+    wal.commit(&mut payload_group(1)).unwrap_err();
+    drop(wal);
+    // The process starts again, the machine does not.
+    let (wal, _, shown) = open(&disk).unwrap();
+    assert_eq!(shown.len(), 2, "the cache has the failed group");
+    drop(wal);
+    for seed in 0..20 {
+        let (_, _, records) = open(&disk.crash_now(seed)).unwrap();
+        assert!(records == shown, "seed {seed}: {} records", records.len());
+    }
+}
+
 #[test]
 fn a_full_disk_is_named_and_the_log_can_be_opened_again() {
     let disk = SimDisk::new();
