@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use varve_engine::backend::Applied;
@@ -37,6 +37,9 @@ const PREFETCH_COMMANDS: usize = 16;
 /// those of one entry are bounded when it is packed.
 const BATCH_REPLY_BYTES: usize = varve_types::MAX_REPLY_BYTES / 2;
 
+/// How often it is asked whether a vacuum pays.
+const VACUUM_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Owns the store and applies to it.
 pub(crate) struct Applier {
     store: Store,
@@ -46,6 +49,8 @@ pub(crate) struct Applier {
     options: BatchOptions,
     metrics: Arc<Metrics>,
     applied: Applied,
+    /// When it was last asked whether a vacuum pays.
+    last_look: Instant,
     /// Answers to hand out once the batch is published.
     answers: Vec<(Box<dyn ReplySink>, Vec<Reply>)>,
 }
@@ -87,6 +92,7 @@ impl Applier {
             options,
             metrics,
             applied,
+            last_look: Instant::now(),
             answers: Vec::new(),
         }
     }
@@ -219,13 +225,28 @@ impl Applier {
         (old, batch)
     }
 
-    /// Removes some compacted history; whether there is more.
-    pub(crate) fn compact_step(&mut self) -> Result<bool, RaftError> {
-        if !self.store.compaction_pending() {
-            return Ok(false);
+    /// Does some of what goes on beside the commands: removes compacted history,
+    /// then gives space back; whether there is more to do.
+    pub(crate) fn maintain(&mut self) -> Result<bool, RaftError> {
+        if self.store.compaction_pending() {
+            let mut txn = self.store.begin(BatchOptions::default())?;
+            txn.compact_step(CompactBudget::default())?;
+            txn.publish(self.applied)?;
+            return Ok(true);
+        }
+        let backend = self.store.backend();
+        if !backend.vacuums() {
+            if self.last_look.elapsed() < VACUUM_LOOK_INTERVAL {
+                return Ok(false);
+            }
+            self.last_look = Instant::now();
+            if !backend.wants_vacuum() {
+                return Ok(false);
+            }
+            backend.start_vacuum(false);
         }
         let mut txn = self.store.begin(BatchOptions::default())?;
-        let more = txn.compact_step(CompactBudget::default())?;
+        let more = txn.vacuum_step()?;
         txn.publish(self.applied)?;
         Ok(more)
     }

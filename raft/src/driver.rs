@@ -45,6 +45,10 @@ const BATCHES_PER_COMPACTION_STEP: u32 = 8;
 /// How often the checkpoint thread looks whether one is due.
 const CHECKPOINT_POLL: Duration = Duration::from_millis(200);
 
+/// How often an idle applier looks whether there is something to maintain.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
+/// Least time between two checkpoints that the engine wants.
+const ENGINE_CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 /// Least time between two checkpoints that are made for their count of entries.
 const MIN_CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -304,7 +308,7 @@ fn apply_loop(
                     report(batch, shared);
                     batches = batches.wrapping_add(1);
                     if batches.is_multiple_of(BATCHES_PER_COMPACTION_STEP) {
-                        applier.compact_step()?;
+                        applier.maintain()?;
                     }
                 }
             }
@@ -313,7 +317,7 @@ fn apply_loop(
     }
 }
 
-/// Waits for a job, and meanwhile removes compacted history.
+/// Waits for a job, and meanwhile does what goes on beside the commands.
 fn next_job(
     applier: &mut Applier,
     jobs: &Receiver<ApplyJob>,
@@ -324,8 +328,12 @@ fn next_job(
             Err(TryRecvError::Disconnected) => return Ok(None),
             Err(TryRecvError::Empty) => {}
         }
-        if !applier.compact_step()? {
-            return Ok(jobs.recv().ok());
+        if !applier.maintain()? {
+            match jobs.recv_timeout(MAINTENANCE_INTERVAL) {
+                Ok(job) => return Ok(Some(job)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
         }
     }
 }
@@ -406,7 +414,9 @@ pub(crate) fn run_checkpoints(policy: CheckpointPolicy, stop: &Receiver<()>, sha
         let entries = applied.saturating_sub(last_index);
         let is_due = end.saturating_sub(last_end) >= policy.bytes
             || (entries > 0 && last.elapsed() >= policy.interval)
-            || (entries >= policy.entries && last.elapsed() >= MIN_CHECKPOINT_INTERVAL);
+            || (entries >= policy.entries && last.elapsed() >= MIN_CHECKPOINT_INTERVAL)
+            || (last.elapsed() >= ENGINE_CHECKPOINT_INTERVAL
+                && shared.current.load().backend.wants_checkpoint());
         if !is_due {
             continue;
         }

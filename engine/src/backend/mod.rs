@@ -139,6 +139,12 @@ pub trait Batch: Read {
     /// of each page that becomes free.
     fn delete_range(&mut self, tree: TreeId, bounds: Bounds<'_>) -> Result<u64>;
 
+    /// Moves some of what a vacuum has to move, of the order of 1 MiB; whether
+    /// there is more. Changes no entry.
+    fn vacuum_step(&mut self) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Makes the batch what new snapshots see. Costs no sync.
     fn publish(self: Box<Self>, applied: Applied) -> Result<()>;
 }
@@ -182,6 +188,27 @@ pub trait Backend: Send + Sync {
 
     /// How far the last checkpoint applies.
     fn durable(&self) -> Applied;
+
+    /// Whether the next checkpoint is due for the engine's own reasons.
+    fn wants_checkpoint(&self) -> bool {
+        false
+    }
+
+    /// Whether much of the file is free for good, so that a vacuum pays. To be
+    /// asked now and then, not all the time: what was free since the last call
+    /// counts.
+    fn wants_vacuum(&self) -> bool {
+        false
+    }
+
+    /// Starts to give space back to the file system: what is spare, or `all`
+    /// that is free. [`Batch::vacuum_step`] and checkpoints do the work.
+    fn start_vacuum(&self, _all: bool) {}
+
+    /// Whether a vacuum is in progress.
+    fn vacuums(&self) -> bool {
+        false
+    }
 
     /// Sizes.
     fn stats(&self) -> Stats;

@@ -145,6 +145,20 @@ impl Batch for WriteBatch<'_> {
         self.write(tree, |writer| writer.delete_range(bounds))
     }
 
+    fn vacuum_step(&mut self) -> Result<bool> {
+        self.check_broken()?;
+        let Some(mut pass) = self.shared.space().vacuum_pass() else {
+            return Ok(false);
+        };
+        for place in &mut self.places {
+            place.get_mut().valid = false;
+        }
+        let more = pass.step(&mut self.pages, &mut self.state.roots);
+        let more = more.map_err(|error| self.note(error))?;
+        self.shared.space().set_vacuum_pass(more.then_some(pass));
+        Ok(more)
+    }
+
     fn publish(mut self: Box<Self>, applied: Applied) -> Result<()> {
         self.check_broken()?;
         self.shared.check_latch()?;

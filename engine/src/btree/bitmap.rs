@@ -115,6 +115,44 @@ impl Bitmap {
         Some(start)
     }
 
+    /// Whether a page before `limit` is free.
+    pub(super) fn has_before(&self, limit: u64) -> bool {
+        self.find_run(0, limit.min(self.words.len() as u64 * 64), 1)
+            .is_some()
+    }
+
+    /// Takes the first `pages` free pages in a row that end before `limit`.
+    pub(super) fn take_run_below(&mut self, pages: u64, limit: u64) -> Option<u64> {
+        let limit = limit.min(self.words.len() as u64 * 64);
+        let start = self.find_run(0, limit, pages)?;
+        for page in start..start + pages {
+            self.remove(page);
+        }
+        Some(start)
+    }
+
+    /// The page after the last one below `end` that is not free.
+    pub(super) fn last_used(&self, mut end: u64) -> u64 {
+        while end > 0 && self.contains(end - 1) {
+            // A whole word at a time where it is full of free pages.
+            let word = self.words[((end - 1) / 64) as usize];
+            end = if end.is_multiple_of(64) && word == u64::MAX {
+                end - 64
+            } else {
+                end - 1
+            };
+        }
+        end
+    }
+
+    /// Takes the free pages `from..to` out for good.
+    pub(super) fn cut(&mut self, from: u64, to: u64) {
+        for page in from..to {
+            self.remove(page);
+        }
+        self.run_cursor = self.run_cursor.min(from);
+    }
+
     fn find_run(&self, mut from: u64, limit: u64, pages: u64) -> Option<u64> {
         while from + pages <= limit {
             let word = self.words[(from / 64) as usize] >> (from % 64);
@@ -184,6 +222,30 @@ mod tests {
         assert_eq!(bitmap.take_run(4), None);
         assert_eq!(bitmap.take_run(3), Some(100));
         assert_eq!(bitmap.count(), 0);
+    }
+
+    #[test]
+    fn the_end_is_cut_off_behind_the_last_page_in_use() {
+        let end = 3 * CHUNK_PAGES;
+        for used in [0, 1, 63, 64, 65, 1000, end - 1] {
+            let mut bitmap = with((0..end).filter(|page| *page != used));
+            assert_eq!(bitmap.last_used(end), used + 1);
+            bitmap.cut(used + 1, end);
+            assert_eq!(
+                (bitmap.count(), bitmap.last_used(used + 1)),
+                (used, used + 1)
+            );
+            assert!(!bitmap.contains(end - 1));
+        }
+        assert_eq!(with(0..end).last_used(end), 0);
+    }
+
+    #[test]
+    fn a_run_is_taken_below_a_limit_only() {
+        let mut bitmap = with((10..13).chain(100..120));
+        assert_eq!(bitmap.take_run_below(4, 103), None);
+        assert_eq!(bitmap.take_run_below(4, 104), Some(100));
+        assert_eq!(bitmap.take_run_below(3, 50), Some(10));
     }
 
     #[test]

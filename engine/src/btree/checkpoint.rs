@@ -26,7 +26,10 @@ pub(super) fn checkpoint(shared: &Shared) -> Result<Applied> {
         let mut space = shared.space();
         let pin = shared.readers().pin();
         if pin.state().number == keeper.meta.state.number {
-            return Ok(pin.state().applied);
+            drop((pin, space));
+            shared.recycle_if_idle();
+            cut(shared)?;
+            return Ok(keeper.meta.state.applied);
         }
         (pin, space.live(), space.take_unsealed())
     };
@@ -69,7 +72,24 @@ pub(super) fn checkpoint(shared: &Shared) -> Result<Applied> {
     give(shared, &replaced);
     drop(pin);
     shared.recycle_if_idle();
+    cut(shared)?;
     Ok(state.applied)
+}
+
+/// Cuts off what a vacuum emptied at the file's end. The durable state does not
+/// reach it, so it does not matter when the file's new length is durable.
+fn cut(shared: &Shared) -> Result<()> {
+    let end = shared.space().checkpointed();
+    let Some(end) = end else {
+        return Ok(());
+    };
+    // The lock is let go between the parts: batches take pages under it.
+    loop {
+        let more = shared.space().cut(shared.pager(), end);
+        if !more.map_err(|error| shared.latch(error))? {
+            return Ok(());
+        }
+    }
 }
 
 /// Has the pages written back window by window, so that the log's writes wait

@@ -112,6 +112,7 @@ impl FreeMap {
         used: &mut Vec<Arc<ChunkWords>>,
         taken: &mut Vec<u64>,
     ) -> Result<Self> {
+        let cut = space.vacuum_cut();
         let mut take = |used: &mut Vec<Arc<ChunkWords>>| -> Result<u64> {
             let page = space.take(pager, 1)?.page;
             taken.push(page);
@@ -120,7 +121,11 @@ impl FreeMap {
             set(used, page, true);
             Ok(page)
         };
-        let mut bitmaps: Vec<u64> = self.chunks.iter().map(|(page, _)| *page).collect();
+        // After a vacuum there may be fewer chunks than before.
+        let chunks = pager.end().div_ceil(CHUNK_PAGES) as usize;
+        used.truncate(chunks);
+        let kept = self.chunks.iter().take(chunks);
+        let mut bitmaps: Vec<u64> = kept.map(|(page, _)| *page).collect();
         for page in &bitmaps {
             set(used, *page, true);
         }
@@ -140,7 +145,7 @@ impl FreeMap {
                 }
                 (index, changed) = (0, false);
             }
-            if self.is_stale(index, bitmaps[index], &used[index]) {
+            if self.is_stale(index, bitmaps[index], &used[index], cut) {
                 if bitmaps[index] != 0 {
                     set(used, bitmaps[index], false);
                 }
@@ -154,10 +159,11 @@ impl FreeMap {
     }
 
     /// Whether chunk `index` needs a new bitmap page: `bitmap` is the one planned
-    /// for it, which so far is the present one, or 0 for none, or a new one.
-    fn is_stale(&self, index: usize, bitmap: u64, used: &Arc<ChunkWords>) -> bool {
+    /// for it, which so far is the present one, or 0 for none, or a new one. A
+    /// vacuum wants those beyond its cut moved.
+    fn is_stale(&self, index: usize, bitmap: u64, used: &Arc<ChunkWords>, cut: u64) -> bool {
         match self.chunks.get(index) {
-            Some((page, words)) => bitmap == *page && words != used,
+            Some((page, words)) => bitmap == *page && (words != used || *page >= cut),
             None => bitmap == 0,
         }
     }

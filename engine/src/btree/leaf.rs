@@ -24,6 +24,11 @@ pub(super) enum Value<'p> {
 }
 
 impl OverflowRef {
+    /// Pages of the run.
+    pub(super) fn pages(self) -> u64 {
+        super::pager::run_pages(self.length as usize)
+    }
+
     pub(super) fn encode(self) -> [u8; OVERFLOW_REF_BYTES] {
         let mut bytes = [0; OVERFLOW_REF_BYTES];
         bytes[..8].copy_from_slice(&self.page.to_le_bytes());

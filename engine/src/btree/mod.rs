@@ -10,7 +10,7 @@
 //! the format of a page; `pager` and `readers` are the only places with unsafe
 //! code, and say who may touch which page when; `bitmap`, `space` and
 //! `free_map` know which pages are free; `read`, `sums`, `path`, `prefetch` go down a tree;
-//! `write`, `split`, `spill`, `merge` and `delete_range` change it; `batch`, `snapshot`,
+//! `write`, `split`, `spill`, `merge`, `delete_range` and `vacuum` change it; `batch`, `snapshot`,
 //! `checkpoint`, `open` and `check` are what a user does with a store.
 //! `engine/FORMAT.md` has the bytes.
 
@@ -50,6 +50,7 @@ mod split;
 mod state;
 mod store;
 mod sums;
+mod vacuum;
 mod write;
 
 #[cfg(test)]
@@ -99,6 +100,23 @@ impl Backend for Btree {
 
     fn durable(&self) -> Applied {
         self.shared.durable().1
+    }
+
+    fn wants_checkpoint(&self) -> bool {
+        self.shared.space().wants_checkpoint()
+    }
+
+    fn wants_vacuum(&self) -> bool {
+        self.shared.space().wants_vacuum()
+    }
+
+    fn start_vacuum(&self, all: bool) {
+        self.shared.recycle_if_idle();
+        self.shared.space().start_vacuum(all);
+    }
+
+    fn vacuums(&self) -> bool {
+        self.shared.space().vacuums()
     }
 
     fn stats(&self) -> Stats {

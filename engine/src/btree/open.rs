@@ -56,17 +56,25 @@ pub(super) fn open(disk: &dyn Disk, path: &Path, options: Options) -> Result<Sha
     };
     let bytes = file.len().map_err(disk_error)?;
     let end = bytes / PAGE_BYTES as u64;
-    if meta.end > end {
+    let map_bytes = options.map_bytes.max(2 * bytes as usize);
+    let pager = Pager::new(file, map_bytes, meta.state.number)?;
+    let token = BatchToken::new(meta.state.number);
+    let missing = |page| {
         let what = format!(
             "is missing: the store has {} pages, its file only {end}",
             meta.end
         );
-        return Err(damaged(&*file, end, what));
+        pager.damaged(page, what)
+    };
+    let free_map = FreeMap::load(pager.working(&token), meta.directory, meta.end);
+    let free_map = free_map.map_err(|error| match error {
+        BackendError::Damaged { page, .. } if page >= end => missing(page),
+        error => error,
+    })?;
+    // A vacuum may have cut free pages off since the checkpoint, but no others.
+    if let Some(page) = (end..meta.end).find(|page| free_map.is_used(*page)) {
+        return Err(missing(page));
     }
-    let map_bytes = options.map_bytes.max(2 * bytes as usize);
-    let pager = Pager::new(file, map_bytes, meta.state.number)?;
-    let token = BatchToken::new(meta.state.number);
-    let free_map = FreeMap::load(pager.working(&token), meta.directory, meta.end)?;
     // Pages that the file grew by after the checkpoint are in no bitmap: free.
     let space = Space::new(pager.end(), META_PAGES, free_map.live(), |page| {
         free_map.is_used(page)

@@ -6,8 +6,8 @@
 //!   at pages shows a [`Pin`] or is the writer, who shows the [`BatchToken`].
 //! - A page that the open batch made is reachable from no published state, and
 //!   only the writer knows its number.
-//! - Pages below `end` lie inside the file. `end` never falls while the file is
-//!   open.
+//! - Pages below `end` lie inside the file. `end` falls only past pages that
+//!   are free: no reader looks at them.
 //! - A page from before the file was opened is verified before anything in it
 //!   is believed: its bit in `verified` is set after that, and set at once for
 //!   pages that this process makes.
@@ -121,6 +121,15 @@ impl Pager {
             .map_err(disk_error)?;
         self.end.store(end + pages, Ordering::Release);
         Ok(())
+    }
+
+    /// Cuts the file off at `end`. No state, pinned or durable, reaches the pages
+    /// from there on, and nobody takes one meanwhile.
+    pub(super) fn cut(&self, end: u64) -> Result<()> {
+        self.end.store(end, Ordering::Release);
+        self.file
+            .truncate(end * PAGE_BYTES as u64)
+            .map_err(disk_error)
     }
 
     /// Has a range of bytes written back: see [`File::write_back`].

@@ -56,24 +56,40 @@ impl<'b> Pages<'b> {
     }
 
     fn take(&mut self) -> Result<u64> {
-        if self.pool.is_empty() {
-            let mut space = self.shared.space();
-            // Under the lock: what a failed checkpoint gives back is not for use.
-            self.shared.check_latch()?;
-            for taken in 0..POOL_PAGES {
-                match space.take_for_batch(self.shared.pager(), 1) {
-                    Ok(extent) => self.pool.push(extent.page),
-                    // A few pages are better than none on a full disk.
-                    Err(error) if taken > 0 && is_full(&error) => break,
-                    Err(error) => return Err(error),
-                }
-            }
-            self.pool.reverse();
-        }
+        self.fill_pool()?;
         self.pool.pop().ok_or_else(|| BackendError::Other {
             engine: super::NAME,
             message: "no free page was found".to_owned(),
         })
+    }
+
+    fn fill_pool(&mut self) -> Result<()> {
+        if !self.pool.is_empty() {
+            return Ok(());
+        }
+        let mut space = self.shared.space();
+        // Under the lock: what a failed checkpoint gives back is not for use.
+        self.shared.check_latch()?;
+        for taken in 0..POOL_PAGES {
+            match space.take_for_batch(self.shared.pager(), 1) {
+                Ok(extent) => self.pool.push(extent.page),
+                // A few pages are better than none on a full disk.
+                Err(error) if taken > 0 && is_full(&error) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        self.pool.reverse();
+        Ok(())
+    }
+
+    /// Whether the next page that is taken lies before `cut`. The file does not
+    /// grow to find out.
+    pub(super) fn has_room_before(&mut self, cut: u64) -> Result<bool> {
+        if self.pool.is_empty() && !self.shared.space().has_free_before(cut) {
+            return Ok(false);
+        }
+        self.fill_pool()?;
+        Ok(self.pool.last().is_some_and(|page| *page < cut))
     }
 
     /// A new empty page.
@@ -159,6 +175,30 @@ impl<'b> Pages<'b> {
             self.let_go(extent, birth);
         }
         Ok(())
+    }
+
+    /// Moves a run that reaches to page `cut` or beyond before it; none if it
+    /// need not be moved, or there is no room.
+    pub(super) fn move_run(&mut self, old: OverflowRef, cut: u64) -> Result<Option<OverflowRef>> {
+        if old.page + old.pages() <= cut {
+            return Ok(None);
+        }
+        let new = {
+            let mut space = self.shared.space();
+            self.shared.check_latch()?;
+            space.take_below(old.pages(), cut)
+        };
+        let Some(new) = new else {
+            return Ok(None);
+        };
+        let pager = self.pager();
+        let value = pager.working(&self.token).run_value(old)?.to_vec();
+        pager.write_run(&mut self.token, new.page, &value);
+        self.free_run(old)?;
+        Ok(Some(OverflowRef {
+            page: new.page,
+            ..old
+        }))
     }
 
     /// Whether a checkpoint began that may have pages of `birth`.

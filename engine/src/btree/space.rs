@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use super::bitmap::{Bitmap, CHUNK_PAGES, CHUNK_WORDS, ChunkWords};
 use super::pager::Pager;
+use super::vacuum::Pass;
 use crate::backend::{BackendError, Result};
 
 /// The file grows by at least this many pages,
@@ -24,6 +25,19 @@ const MIN_GROWTH_PAGES: u64 = 256;
 const MAX_GROWTH_PAGES: u64 = 16_384;
 /// and otherwise by this part of itself.
 const GROWTH_PART: u64 = 32;
+
+/// Pages that may wait for a checkpoint, beside a quarter of those in use, before
+/// they are a reason to make one: 64 MiB.
+const MOST_WAITING_PAGES: u64 = 16_384;
+/// Spare pages that are no reason for a vacuum: 4 MiB.
+const LEAST_SPARE_PAGES: u64 = 1024;
+/// Free pages that a vacuum leaves: the next batches need some.
+const SLACK_PAGES: u64 = 256;
+/// Checkpoints after which a vacuum ends wherever it is, having made a pass
+/// every two of them: readers hold the rest.
+const VACUUM_CHECKPOINTS: u32 = 8;
+/// Pages that are cut off the file at a time: 16 MiB.
+const CUT_PAGES: u64 = 4096;
 
 /// Pages in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +91,32 @@ pub(super) struct Space {
     waiting: VecDeque<(u64, Vec<Freed>)>,
     pending_pages: u64,
     waiting_pages: u64,
+    use_of_free: UseOfFree,
+    vacuum: Option<Vacuum>,
+}
+
+/// Which free pages are spare: a batch copies the pages that it changes, so a
+/// store that is written to uses some of them from one checkpoint to the next.
+#[derive(Debug, Clone, Copy, Default)]
+struct UseOfFree {
+    /// The fewest pages that were free since the last checkpoint,
+    lowest: u64,
+    /// and in the interval before it.
+    lowest_before: u64,
+    /// Pages taken so far, and at the last look.
+    taken: u64,
+    taken_at_last_look: u64,
+}
+
+/// A vacuum in progress.
+#[derive(Debug, Clone)]
+struct Vacuum {
+    /// Where the file is to end.
+    cut: u64,
+    /// None once all is moved that could be.
+    pass: Option<Pass>,
+    /// Checkpoints after the pass; some are needed until old copies are free.
+    checkpoints: u32,
 }
 
 /// What [`Space::recycle`] needs to know.
@@ -129,6 +169,8 @@ impl Space {
                 _ => self.free.take_run(pages),
             };
             if let Some(page) = found {
+                self.use_of_free.taken += pages;
+                self.use_of_free.lowest = self.use_of_free.lowest.min(self.free.count());
                 return Ok(Extent { page, pages });
             }
             self.grow(pager, pages)?;
@@ -245,6 +287,119 @@ impl Space {
                 self.give(freed.extent);
             }
         }
+    }
+
+    /// Takes `pages` pages in a row before page `limit` for the open batch; none
+    /// if there are no such.
+    pub(super) fn take_below(&mut self, pages: u64, limit: u64) -> Option<Extent> {
+        let page = self.free.take_run_below(pages, limit)?;
+        let extent = Extent { page, pages };
+        self.use_of_free.taken += pages;
+        self.taken.push(extent);
+        Some(extent)
+    }
+
+    /// Whether many pages are spare. Called now and then: a store that took no
+    /// page since the last call needs none of the free ones.
+    pub(super) fn wants_vacuum(&mut self) -> bool {
+        let spare = self.spare_pages();
+        self.use_of_free.taken_at_last_look = self.use_of_free.taken;
+        self.vacuum.is_none() && spare > LEAST_SPARE_PAGES + (self.end - self.free.count()) / 8
+    }
+
+    fn spare_pages(&self) -> u64 {
+        let used = &self.use_of_free;
+        if used.taken == used.taken_at_last_look {
+            self.free.count()
+        } else {
+            used.lowest.min(used.lowest_before).min(self.free.count())
+        }
+    }
+
+    /// Starts to give spare pages back to the file system, or, if `all` says so,
+    /// all that are free.
+    pub(super) fn start_vacuum(&mut self, all: bool) {
+        let spare = if all {
+            // What waits for a checkpoint is free after the next one.
+            self.free.count() + self.pending_pages + self.waiting_pages
+        } else {
+            self.spare_pages()
+        };
+        let cut = self.end - spare.saturating_sub(SLACK_PAGES);
+        self.vacuum = Some(Vacuum {
+            cut,
+            pass: Some(Pass::new(cut)),
+            checkpoints: 0,
+        });
+    }
+
+    /// Whether a vacuum is in progress.
+    pub(super) fn vacuums(&self) -> bool {
+        self.vacuum.is_some()
+    }
+
+    /// The pass that the next step goes on with.
+    pub(super) fn vacuum_pass(&self) -> Option<Pass> {
+        self.vacuum.as_ref()?.pass.clone()
+    }
+
+    /// The page from which on a vacuum wants none to be used.
+    pub(super) fn vacuum_cut(&self) -> u64 {
+        self.vacuum.as_ref().map_or(u64::MAX, |vacuum| vacuum.cut)
+    }
+
+    pub(super) fn has_free_before(&self, cut: u64) -> bool {
+        self.free.has_before(cut)
+    }
+
+    /// How far a step came; `None` when the pass is through.
+    pub(super) fn set_vacuum_pass(&mut self, pass: Option<Pass>) {
+        if let Some(vacuum) = &mut self.vacuum {
+            vacuum.pass = pass;
+        }
+    }
+
+    /// Whether a checkpoint would free many pages, or help a vacuum on.
+    pub(super) fn wants_checkpoint(&self) -> bool {
+        let vacuum = self.vacuum.as_ref();
+        let used = self.end - self.free.count() - self.waiting_pages;
+        vacuum.is_some_and(|vacuum| vacuum.pass.is_none())
+            || self.waiting_pages > MOST_WAITING_PAGES + used / 4
+    }
+
+    /// Books a checkpoint. Where the file should end now, if a vacuum emptied
+    /// its end.
+    pub(super) fn checkpointed(&mut self) -> Option<u64> {
+        let used = &mut self.use_of_free;
+        used.lowest_before = std::mem::replace(&mut used.lowest, self.free.count());
+        let vacuum = self.vacuum.as_mut()?;
+        if vacuum.pass.is_some() {
+            return None;
+        }
+        vacuum.checkpoints += 1;
+        let cut = vacuum.cut;
+        let last_used = self.free.last_used(self.end).max(cut);
+        if last_used == cut || vacuum.checkpoints == VACUUM_CHECKPOINTS {
+            self.vacuum = None;
+        } else if vacuum.checkpoints.is_multiple_of(2) {
+            // There is room now where there was none, or readers let go.
+            vacuum.pass = Some(Pass::new(cut));
+        }
+        (last_used < self.end).then_some(last_used)
+    }
+
+    /// Cuts the file's end off down to `end`, a part at a time; whether there is
+    /// more to cut. Pages that were taken meanwhile stay.
+    pub(super) fn cut(&mut self, pager: &Pager, end: u64) -> Result<bool> {
+        let last_used = self.free.last_used(self.end).max(end);
+        let to = last_used.max(self.end.saturating_sub(CUT_PAGES));
+        if to == self.end {
+            return Ok(false);
+        }
+        self.free.cut(to, self.end);
+        self.end = to;
+        pager.cut(to)?;
+        Ok(to > last_used)
     }
 
     /// The pages of the newest published state, for a checkpoint of it.

@@ -259,6 +259,12 @@ impl WriteTxn<'_> {
         compaction::step(&mut *self.writer.batch, &mut self.writer.state, budget)
     }
 
+    /// Gives some spare space back to the file system if the engine is at that;
+    /// whether there is more to do. See [`Backend::start_vacuum`].
+    pub fn vacuum_step(&mut self) -> Result<bool> {
+        Ok(self.writer.batch.vacuum_step()?)
+    }
+
     /// Makes the batch visible, as the state up to the log entry `applied`.
     pub fn publish(self, applied: Applied) -> Result<Published> {
         let Writer {

@@ -12,6 +12,7 @@ mod crash;
 mod damage;
 mod faults;
 mod readers;
+mod vacuum;
 
 const TRAITS: Traits = Traits {
     durable: true,

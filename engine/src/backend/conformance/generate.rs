@@ -179,7 +179,8 @@ fn operation(
         },
         10 if reopens => Operation::Reopen,
         11 => Operation::Check,
-        12..=29 => Operation::Get {
+        12 => Operation::Vacuum,
+        13..=29 => Operation::Get {
             tree,
             key: shape.key(random, keys),
         },

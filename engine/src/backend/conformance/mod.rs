@@ -54,6 +54,8 @@ pub enum Operation {
         /// The bounds.
         range: Range,
     },
+    /// Starts a vacuum and does a part of it.
+    Vacuum,
     /// Reads a key, in the batch and in the newest snapshot.
     Get {
         /// The tree.

@@ -115,6 +115,7 @@ impl<'s> Session<'s> {
                         .map(|()| count + 1)
                         .map_err(|failure| (count, failure));
                 }
+                Operation::Vacuum => vacuum(&*backend, &mut *batch),
                 operation if operation.is_write() => write(&mut *batch, &mut model, operation),
                 operation => self.step(&*batch, &model, operation),
             };
@@ -223,6 +224,17 @@ impl<'s> Session<'s> {
         )?;
         same("readers", self.backend.stats().readers, 0)
     }
+}
+
+/// Starts a vacuum and does a part of it, as a batch among others would.
+fn vacuum(backend: &dyn Backend, batch: &mut dyn Batch) -> Outcome {
+    backend.start_vacuum(true);
+    for _ in 0..3 {
+        if !batch.vacuum_step().map_err(failed("vacuum"))? {
+            break;
+        }
+    }
+    Ok(())
 }
 
 impl Operation {

@@ -1,0 +1,244 @@
+//! The file gets shorter, beside readers and batches, and nothing is lost.
+
+use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
+
+use varve_engine::backend::conformance::Random;
+use varve_engine::backend::{Applied, Backend, Direction, Read, TreeId};
+use varve_engine::btree::Btree;
+use varve_engine::disk::SimDisk;
+
+use crate::{check, new_disk, open};
+
+const TREE: TreeId = TreeId(1);
+type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+
+struct Test {
+    disk: SimDisk,
+    store: Btree,
+    model: Model,
+    index: u64,
+}
+
+impl Test {
+    /// A store of `keys` random keys, of which those are left that `keep` says.
+    fn new(keys: u64, value_bytes: usize, keep: impl Fn(u64) -> bool) -> Self {
+        let disk = new_disk(false);
+        let store = open(&disk).expect("a new store");
+        let mut test = Self {
+            disk,
+            store,
+            model: Model::new(),
+            index: 0,
+        };
+        let mut random = Random::new(7);
+        let keys: Vec<_> = (0..keys)
+            .map(|_| random.number().to_be_bytes().to_vec())
+            .collect();
+        for part in keys.chunks(500) {
+            test.batch(|batch, model| {
+                for key in part {
+                    let value = vec![key[0]; value_bytes];
+                    batch.put(TREE, key, &value).expect("put");
+                    model.insert(key.clone(), value);
+                }
+            });
+        }
+        test.store.checkpoint().expect("checkpoint");
+        test.batch(|batch, model| {
+            for (_, key) in (0..).zip(&keys).filter(|(number, _)| !keep(*number)) {
+                assert!(batch.delete(TREE, key).expect("delete"));
+                model.remove(key);
+            }
+        });
+        test
+    }
+
+    fn batch(&mut self, change: impl FnOnce(&mut dyn varve_engine::backend::Batch, &mut Model)) {
+        self.index += 1;
+        let applied = Applied {
+            term: 1,
+            index: self.index,
+        };
+        let mut batch = self.store.begin().expect("a batch");
+        change(&mut *batch, &mut self.model);
+        batch.publish(applied).expect("publish");
+    }
+
+    /// Vacuums until the engine has nothing left to do; how many steps that took.
+    fn vacuum(&mut self) -> usize {
+        let mut steps = 0;
+        while self.store.vacuums() {
+            self.batch(|batch, _| {
+                batch.vacuum_step().expect("a step");
+            });
+            steps += 1;
+            assert!(steps < 10_000, "a vacuum ends");
+            if self.store.wants_checkpoint() {
+                self.store.checkpoint().expect("checkpoint");
+            }
+        }
+        steps
+    }
+
+    fn file_bytes(&self) -> u64 {
+        self.store.stats().file_bytes
+    }
+
+    fn verify(&self) {
+        check(&self.store);
+        compare(&*self.store.snapshot().expect("a snapshot"), &self.model);
+    }
+
+    fn reopened(self) -> Self {
+        let Self {
+            disk,
+            store,
+            model,
+            index,
+        } = self;
+        drop(store);
+        let disk = disk.crash_now(0);
+        let store = open(&disk).expect("the store opens");
+        Self {
+            disk,
+            store,
+            model,
+            index,
+        }
+    }
+}
+
+fn compare(reader: &(impl Read + ?Sized), model: &Model) {
+    let mut expected = model.iter();
+    let all = (Bound::Unbounded, Bound::Unbounded);
+    reader
+        .scan(TREE, all, Direction::Forward, &mut |key, value| {
+            assert_eq!(expected.next(), Some((&key.to_vec(), &value.to_vec())));
+            ControlFlow::Continue(())
+        })
+        .expect("a scan");
+    assert_eq!(expected.next(), None);
+}
+
+#[test]
+fn a_store_that_lost_most_of_its_keys_shrinks_to_what_is_left() {
+    for value_bytes in [900, 3000] {
+        let mut test = Test::new(12_000, value_bytes, |number| number % 4 == 0);
+        test.store.checkpoint().expect("checkpoint");
+        let before = test.file_bytes();
+        // Nothing was taken since the last look: what is free is spare.
+        test.store.wants_vacuum();
+        assert!(test.store.wants_vacuum());
+        test.store.start_vacuum(false);
+        let steps = test.vacuum();
+        println!("{value_bytes}-byte values: {steps} steps, from {before} bytes");
+        assert!(steps > 2);
+        let after = test.file_bytes();
+        let used = test.store.stats().used_bytes;
+        assert!(after * 2 < before, "{before} to {after} bytes");
+        assert!(
+            after <= used + used / 8 + (5 << 20),
+            "{used} of {after} used"
+        );
+        assert!(!test.store.wants_vacuum());
+        test.verify();
+        // The next sync makes the new length durable.
+        test.batch(|_, _| {});
+        test.store.checkpoint().expect("checkpoint");
+        test = test.reopened();
+        assert_eq!(test.file_bytes(), after);
+        test.verify();
+        // It grows again.
+        test.batch(|batch, model| {
+            for number in 0..30_000_u64 {
+                let key = number.to_be_bytes().to_vec();
+                batch.put(TREE, &key, &[9; 300]).expect("put");
+                model.insert(key, vec![9; 300]);
+            }
+        });
+        test.store.checkpoint().expect("checkpoint");
+        assert!(test.file_bytes() > after);
+        test.reopened().verify();
+    }
+}
+
+#[test]
+fn a_store_that_is_written_to_keeps_the_pages_it_copies_to() {
+    let mut test = Test::new(12_000, 300, |_| true);
+    let keys: Vec<_> = test.model.keys().cloned().collect();
+    for round in 0..6_u8 {
+        for part in keys.chunks(1000) {
+            test.batch(|batch, model| {
+                for key in part {
+                    batch.put(TREE, key, &[round; 300]).expect("put");
+                    model.insert(key.clone(), vec![round; 300]);
+                }
+            });
+            assert!(!test.store.wants_vacuum(), "round {round}");
+        }
+        test.store.checkpoint().expect("checkpoint");
+    }
+    test.verify();
+}
+
+#[test]
+fn readers_and_batches_go_on_beside_a_vacuum() {
+    let mut test = Test::new(9000, 400, |number| number % 5 == 0);
+    test.store.checkpoint().expect("checkpoint");
+    let held = test.store.snapshot().expect("a snapshot");
+    let held_model = test.model.clone();
+    let before = test.file_bytes();
+    test.store.start_vacuum(true);
+    let mut random = Random::new(3);
+    for _ in 0..40 {
+        test.batch(|batch, model| {
+            for _ in 0..20 {
+                let key = random.number().to_be_bytes().to_vec();
+                batch.put(TREE, &key, &[1; 2000]).expect("put");
+                model.insert(key, vec![1; 2000]);
+            }
+            batch.vacuum_step().expect("a step");
+        });
+        if test.store.wants_checkpoint() {
+            test.store.checkpoint().expect("checkpoint");
+        }
+    }
+    compare(&*held, &held_model);
+    test.vacuum();
+    compare(&*held, &held_model);
+    test.verify();
+    drop(held);
+    test.store.start_vacuum(true);
+    test.vacuum();
+    let used = test.store.stats().used_bytes;
+    let slack = 2 << 20;
+    assert!(
+        test.file_bytes() <= used + slack,
+        "{used} of {}",
+        test.file_bytes()
+    );
+    assert!(test.file_bytes() < before);
+    test.reopened().verify();
+}
+
+#[test]
+fn a_file_that_lost_pages_in_use_is_refused() {
+    let mut test = Test::new(3000, 400, |_| true);
+    test.store.checkpoint().expect("checkpoint");
+    test.store.start_vacuum(true);
+    test.vacuum();
+    let length = test.file_bytes();
+    drop(test.store);
+    use varve_engine::disk::{Disk, OpenMode};
+    let file = test
+        .disk
+        .open(crate::path(), OpenMode::Existing)
+        .expect("the file");
+    file.truncate(length / 2).expect("a shorter file");
+    drop(file);
+    let error = open(&test.disk)
+        .expect_err("half of it is missing")
+        .to_string();
+    assert!(error.contains("is missing"), "{error}");
+}
