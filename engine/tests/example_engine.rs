@@ -127,6 +127,7 @@ impl Journal {
             move |source| BackendError::Io {
                 action,
                 path,
+                offset: 0,
                 source,
             }
         };
@@ -162,6 +163,7 @@ impl Journal {
         let error = BackendError::Io {
             action,
             path,
+            offset: 0,
             source,
         };
         let _ = self.latched.set(error.to_string());
@@ -221,6 +223,7 @@ impl Backend for Journal {
         let mut file = File::open(&self.path).map_err(|source| BackendError::Io {
             action: "opening",
             path: self.path.clone(),
+            offset: 0,
             source,
         })?;
         let mut entries = 0;
@@ -234,6 +237,7 @@ impl Backend for Journal {
         replayed.map_err(|source| BackendError::Io {
             action: "reading",
             path: self.path.clone(),
+            offset: 0,
             source,
         })?;
         if !found {

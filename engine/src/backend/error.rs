@@ -10,12 +10,14 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum BackendError {
     /// The disk failed.
-    #[error("{action} {}: {source}", path.display())]
+    #[error("{action} {} at offset {offset}: {source}", path.display())]
     Io {
         /// What was being done.
         action: &'static str,
         /// The file.
         path: PathBuf,
+        /// Where in the file, 0 where that says nothing or is not known.
+        offset: u64,
         /// The system's error.
         source: io::Error,
     },
@@ -79,4 +81,13 @@ pub enum BackendError {
         /// What it said.
         message: String,
     },
+}
+
+impl BackendError {
+    /// Whether the disk is full: the batch or the checkpoint that met it was not
+    /// made, and can be once there is room.
+    pub fn is_no_space(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Self::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+    }
 }

@@ -198,6 +198,7 @@ pub(super) fn io_error(action: &'static str, path: &Path, source: io::Error) -> 
     BackendError::Io {
         action,
         path: path.to_owned(),
+        offset: 0,
         source,
     }
 }

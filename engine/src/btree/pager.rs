@@ -65,10 +65,11 @@ pub(super) struct View<'v> {
 
 /// The error of a disk as one of a backend.
 pub(super) fn disk_error(error: DiskError) -> BackendError {
-    let (action, path, source) = error.into_parts();
+    let (action, path, offset, source) = error.into_parts();
     BackendError::Io {
         action,
         path,
+        offset,
         source,
     }
 }
@@ -109,6 +110,7 @@ impl Pager {
             return Err(BackendError::Io {
                 action: "allocate",
                 path: self.path().to_owned(),
+                offset: end * PAGE_BYTES as u64,
                 source: std::io::Error::new(
                     std::io::ErrorKind::StorageFull,
                     format!("the store is limited to {} pages", self.capacity),

@@ -6,7 +6,7 @@
 use super::leaf::OverflowRef;
 use super::page::{Kind, Page};
 use super::pager::{BatchToken, Pager, View, run_pages};
-use super::space::{Extent, Freed, Leftovers, is_full};
+use super::space::{Extent, Freed, Leftovers};
 use super::store::Shared;
 use crate::backend::{BackendError, Result};
 
@@ -74,7 +74,7 @@ impl<'b> Pages<'b> {
             match space.take_for_batch(self.shared.pager(), 1) {
                 Ok(extent) => self.pool.push(extent.page),
                 // A few pages are better than none on a full disk.
-                Err(error) if taken > 0 && is_full(&error) => break,
+                Err(error) if taken > 0 && error.is_no_space() => break,
                 Err(error) => return Err(error),
             }
         }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use super::bitmap::{Bitmap, CHUNK_PAGES, CHUNK_WORDS, ChunkWords};
 use super::pager::Pager;
 use super::vacuum::Pass;
-use crate::backend::{BackendError, Result};
+use crate::backend::Result;
 
 /// The file grows by at least this many pages,
 const MIN_GROWTH_PAGES: u64 = 256;
@@ -199,7 +199,7 @@ impl Space {
             .max(pages);
         let grown = match pager.grow(step) {
             // On a nearly full disk, or near the limit, the bare need may still fit.
-            Err(error) if step > pages && is_full(&error) => pager.grow(pages),
+            Err(error) if step > pages && error.is_no_space() => pager.grow(pages),
             grown => grown,
         };
         grown?;
@@ -459,10 +459,4 @@ pub(super) fn has(chunk: &ChunkWords, page: u64) -> bool {
 
 fn count(freed: &[Freed]) -> u64 {
     freed.iter().map(|freed| freed.extent.pages).sum()
-}
-
-/// Whether an error says that the disk, or the reserved range, is full.
-pub(super) fn is_full(error: &BackendError) -> bool {
-    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-    matches!(error, BackendError::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
 }

@@ -7,7 +7,7 @@ use super::free_map::FreeMap;
 use super::meta::Meta;
 use super::pager::Pager;
 use super::readers::{Publisher, Readers};
-use super::space::{Horizon, Space, is_full};
+use super::space::{Horizon, Space};
 use crate::backend::{Applied, BackendError, Result, Stats};
 
 /// Shared by all handles of one store.
@@ -142,7 +142,7 @@ impl Shared {
     /// nothing was written.
     pub(super) fn latch_unless_full(&self, error: BackendError) -> BackendError {
         match &error {
-            BackendError::Io { .. } if !is_full(&error) => self.latch(error),
+            BackendError::Io { .. } if !error.is_no_space() => self.latch(error),
             _ => error,
         }
     }

@@ -62,19 +62,20 @@ impl DiskError {
         self.kind() == io::ErrorKind::NotFound
     }
 
-    /// The parts of an [`DiskError::Io`]: action, path and source; for errors
-    /// that carry them in another form.
-    pub fn into_parts(self) -> (&'static str, PathBuf, io::Error) {
+    /// The parts of an [`DiskError::Io`]: action, path, offset and source; for
+    /// errors that carry them in another form.
+    pub fn into_parts(self) -> (&'static str, PathBuf, u64, io::Error) {
         match self {
             Self::Io {
                 action,
                 path,
+                offset,
                 source,
-                ..
-            } => (action, path, source),
+            } => (action, path, offset, source),
             Self::UnknownDisk { name } => (
                 "open",
                 PathBuf::new(),
+                0,
                 io::Error::new(
                     io::ErrorKind::InvalidInput,
                     format!("unknown disk {name:?}"),

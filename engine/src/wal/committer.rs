@@ -6,11 +6,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::{Committed, Group, Lsn, Result, Wal, WalError, WalReader, WalStats};
+
+/// How long to wait before the disk is tried again where it was full.
+const SPACE_RETRY: Duration = Duration::from_millis(250);
 
 /// Bytes up to which queued groups become one; a larger one goes alone.
 const MAX_BATCH_BYTES: usize = 4 << 20;
@@ -23,7 +26,9 @@ pub struct Completion {
     /// The group, for use again ([`Group::clear`] it).
     pub group: Group,
     /// Where it is, or why it is not durable. After the first error all later
-    /// groups fail with [`WalError::Latched`].
+    /// groups fail with [`WalError::Latched`]. A full disk is no error: the group
+    /// waits, and those behind it, until there is room or the committer is shut
+    /// down; [`WalStats::low_space`] says so before.
     pub result: Result<Committed>,
 }
 
@@ -61,6 +66,7 @@ impl Committer {
             waiting: VecDeque::new(),
             merged: Group::new(),
             batch: Vec::new(),
+            retry_at: None,
         };
         let thread = std::thread::Builder::new()
             .name("wal".into())
@@ -130,6 +136,8 @@ struct Worker<F> {
     merged: Group,
     /// The parts of `merged`, with their offsets in it.
     batch: Vec<(u64, Group, u64)>,
+    /// When to try again, where the disk was full.
+    retry_at: Option<Instant>,
 }
 
 impl<F: FnMut(Completion)> Worker<F> {
@@ -137,28 +145,67 @@ impl<F: FnMut(Completion)> Worker<F> {
         let mut open = true;
         while open {
             // A mark only after something that it could mark.
-            let request = match self.wal.wants_mark() {
-                true => queue.recv_timeout(self.idle),
-                false => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            let lacks_space = self.wal.lacks_space();
+            let request = if lacks_space {
+                queue.recv_timeout(SPACE_RETRY)
+            } else if self.wal.wants_mark() {
+                queue.recv_timeout(self.idle)
+            } else {
+                queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
             };
             match request {
                 Ok(request) => open = self.take(request),
+                Err(RecvTimeoutError::Timeout) if lacks_space => self.wal.retry_space(),
                 Err(RecvTimeoutError::Timeout) => self.mark(),
                 Err(RecvTimeoutError::Disconnected) => open = false,
             }
             while open && let Ok(request) = queue.try_recv() {
                 open = self.take(request);
             }
-            self.commit_waiting();
+            if self.retry_at.is_none_or(|at| at <= Instant::now()) {
+                self.commit_waiting();
+            }
         }
+        self.give_up_waiting();
         self.mark();
+    }
+
+    /// The last attempt; what still finds no room is told so.
+    fn give_up_waiting(&mut self) {
+        self.commit_waiting();
+        let mut first = true;
+        for (ticket, mut group) in std::mem::take(&mut self.waiting) {
+            // A later one may be smaller, but must not be there without this one.
+            let result = match std::mem::take(&mut first) {
+                true => self.wal.commit(&mut group),
+                false => Err(WalError::Closed),
+            };
+            first = result.is_ok();
+            (self.complete)(Completion {
+                ticket,
+                group,
+                result,
+            });
+        }
+    }
+
+    /// Says once per outage that the disk is full.
+    fn wait_for_space(&mut self, error: &WalError) {
+        if self.retry_at.is_none() {
+            tracing::error!(%error, "the log waits for space");
+        }
+        self.retry_at = Some(Instant::now() + SPACE_RETRY);
     }
 
     /// Whether to go on.
     fn take(&mut self, request: Request) -> bool {
         match request {
             Request::Commit(ticket, group) => self.waiting.push_back((ticket, group)),
-            Request::Release(lsn) => self.wal.release(lsn),
+            Request::Release(lsn) => {
+                self.wal.release(lsn);
+                // That may have been the space that is lacking.
+                self.retry_at = self.retry_at.map(|_| Instant::now());
+            }
             Request::Shutdown => return false,
         }
         true
@@ -166,8 +213,9 @@ impl<F: FnMut(Completion)> Worker<F> {
 
     /// An error latches and is told to the next caller.
     fn mark(&mut self) {
-        if let Err(error) = self.wal.sync_mark() {
-            tracing::error!(%error, "the log could not be marked");
+        match self.wal.sync_mark() {
+            Ok(()) | Err(WalError::NoSpace(_)) => {}
+            Err(error) => tracing::error!(%error, "the log could not be marked"),
         }
     }
 
@@ -176,9 +224,17 @@ impl<F: FnMut(Completion)> Worker<F> {
             let more = self.waiting.front();
             if more.is_some_and(|(_, next)| group.fits(next, MAX_BATCH_BYTES)) {
                 self.merge(ticket, group);
-                self.commit_merged();
+                if !self.commit_merged() {
+                    return;
+                }
             } else {
                 let result = self.wal.commit(&mut group);
+                if let Err(error @ WalError::NoSpace(_)) = &result {
+                    self.wait_for_space(error);
+                    self.waiting.push_front((ticket, group));
+                    return;
+                }
+                self.retry_at = None;
                 self.count(1);
                 (self.complete)(Completion {
                     ticket,
@@ -205,8 +261,17 @@ impl<F: FnMut(Completion)> Worker<F> {
         }
     }
 
-    fn commit_merged(&mut self) {
+    /// Whether there was room.
+    fn commit_merged(&mut self) -> bool {
         let mut result = self.wal.commit(&mut self.merged);
+        if let Err(error @ WalError::NoSpace(_)) = &result {
+            self.wait_for_space(error);
+            for (ticket, group, _) in self.batch.drain(..).rev() {
+                self.waiting.push_front((ticket, group));
+            }
+            return false;
+        }
+        self.retry_at = None;
         self.count(self.batch.len() as u64);
         for (ticket, group, offset) in self.batch.drain(..) {
             let own = match &result {
@@ -226,6 +291,7 @@ impl<F: FnMut(Completion)> Worker<F> {
                 result: own,
             });
         }
+        true
     }
 
     fn count(&self, groups: u64) {

@@ -14,6 +14,10 @@ pub enum WalError {
     /// The disk failed.
     #[error("log: {0}")]
     Disk(#[from] DiskError),
+    /// There was no room for the next segment. Nothing was written: the same
+    /// group can be committed once there is room again.
+    #[error("log: {0}; nothing was written, free some space on the disk of the log")]
+    NoSpace(DiskError),
     /// An earlier failed write or sync stopped the log for good.
     #[error(
         "the log stopped taking writes after an earlier error; restart after fixing the disk: {0}"

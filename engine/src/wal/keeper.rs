@@ -7,7 +7,7 @@
 //! 2. Segments go in order, each durably before the next: a crash leaves no gap.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -50,16 +50,29 @@ impl Work {
     /// Makes segment `number` with room for at least `bytes`.
     pub(super) fn prepare(&mut self, number: u64, bytes: u64) -> Result<Prepared> {
         let path = segment_path(&self.dir, number);
+        let prepared = self.prepare_at(&path, number, bytes);
+        if let Err(WalError::Disk(error)) = &prepared
+            && error.is_no_space()
+            && let Err(error) = self.disk.remove(&path)
+            && !error.is_not_found()
+        {
+            // Half a segment is of no use, and others may need the space.
+            tracing::warn!(%error, "a half prepared log segment could not be removed");
+        }
+        prepared
+    }
+
+    fn prepare_at(&mut self, path: &Path, number: u64, bytes: u64) -> Result<Prepared> {
         let file = match self.spares.last() {
-            Some(spare) if !self.disk.exists(&path)? => {
+            Some(spare) if !self.disk.exists(path)? => {
                 let file = self.disk.open_log(spare, OpenMode::Existing)?;
                 clear_header(&*file)?;
-                self.disk.rename(spare, &path)?;
+                self.disk.rename(spare, path)?;
                 self.spares.pop();
                 file
             }
             _ => {
-                let file = self.disk.open_log(&path, OpenMode::Create)?;
+                let file = self.disk.open_log(path, OpenMode::Create)?;
                 clear_header(&*file)?;
                 file
             }
@@ -68,7 +81,7 @@ impl Work {
         self.disk.sync_dir(&self.dir)?;
         Ok(Prepared {
             number,
-            path,
+            path: path.to_owned(),
             file,
             file_bytes,
         })
@@ -208,6 +221,12 @@ impl Keeper {
                 self.next = Next::Pending(receiver);
             }
         }
+    }
+
+    /// As [`Keeper::prepare_ahead`], at once after a failure too.
+    pub(super) fn retry(&mut self, number: u64, end: Lsn) {
+        self.retry_at = 0;
+        self.prepare_ahead(number, end);
     }
 
     fn poll(&mut self, end: Lsn) {

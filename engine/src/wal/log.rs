@@ -16,6 +16,10 @@ use super::{
 };
 use crate::disk::{BLOCK_BYTES, Disk};
 
+/// Once less than this part of the last segment is left and there is no room for
+/// another one, the log says that it is low on space.
+const RESERVED_PART: u64 = 4;
+
 /// Where a committed group is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Committed {
@@ -127,9 +131,9 @@ impl Wal {
 
     /// Writes the group and makes it durable, with one write and one sync (and two
     /// more where a segment is full). The group keeps its records; clear it before
-    /// using it again. An empty group costs nothing. After an error, other than
-    /// that the group is too large, every later call fails with
-    /// [`WalError::Latched`].
+    /// using it again. An empty group costs nothing. After an error every later call
+    /// fails with [`WalError::Latched`], unless nothing was written: the group is
+    /// too large, or there is no room for a new segment ([`WalError::NoSpace`]).
     pub fn commit(&mut self, group: &mut Group) -> Result<Committed> {
         self.check_latch()?;
         if group.is_empty() {
@@ -147,7 +151,9 @@ impl Wal {
             });
         }
         let committed = self.commit_unlatched(group, bytes as u64);
-        committed.inspect_err(|error| self.latch(error))
+        let committed = committed.map_err(|error| self.latch_unless_full(error));
+        self.note_space();
+        committed
     }
 
     fn commit_unlatched(&mut self, group: &mut Group, bytes: u64) -> Result<Committed> {
@@ -193,7 +199,8 @@ impl Wal {
     fn rotate(&mut self, bytes: u64) -> Result<()> {
         let room = HEADER_BYTES + bytes + BLOCK_BYTES as u64;
         // The next one must be there before this one says that it has a successor.
-        let next = self.keeper.take(self.active.number + 1, room)?;
+        let next = self.keeper.take(self.active.number + 1, room);
+        let next = next.map_err(no_space)?;
         if self.last_kind != KIND_SEAL {
             self.append_own(KIND_SEAL)?;
         }
@@ -237,7 +244,31 @@ impl Wal {
         } else {
             self.append_own(KIND_MARK)
         };
-        done.inspect_err(|error| self.latch(error))
+        let done = done.map_err(|error| self.latch_unless_full(error));
+        self.note_space();
+        done
+    }
+
+    /// Tries again to prepare the next segment, where the disk was full.
+    pub(super) fn retry_space(&mut self) {
+        self.keeper.retry(self.active.number + 1, self.end);
+        self.note_space();
+    }
+
+    /// Whether the next segment could not be prepared.
+    pub(super) fn lacks_space(&self) -> bool {
+        self.latched.is_none() && self.stats.prepare_failed.load(Ordering::Relaxed) != 0
+    }
+
+    /// Says early that there is no room, so that votes and what is on its way
+    /// still find some.
+    fn note_space(&self) {
+        let left = self.active.limit_lsn().saturating_sub(self.end);
+        let segment = self.active.limit_lsn() - self.active.base_lsn;
+        let low = self.lacks_space() && left < segment / RESERVED_PART;
+        self.stats
+            .low_space
+            .store(u64::from(low), Ordering::Relaxed);
     }
 
     /// Whether something was committed since the last mark.
@@ -299,9 +330,20 @@ impl Wal {
         }
     }
 
-    fn latch(&mut self, error: &WalError) {
-        self.latched = Some(error.to_string());
-        self.stats.latched.store(1, Ordering::Relaxed);
+    fn latch_unless_full(&mut self, error: WalError) -> WalError {
+        if !matches!(error, WalError::NoSpace(_)) {
+            self.latched = Some(error.to_string());
+            self.stats.latched.store(1, Ordering::Relaxed);
+        }
+        error
+    }
+}
+
+/// A full disk while a segment is prepared, which is not part of the log yet.
+fn no_space(error: WalError) -> WalError {
+    match error {
+        WalError::Disk(error) if error.is_no_space() => WalError::NoSpace(error),
+        error => error,
     }
 }
 

@@ -8,6 +8,8 @@
 //! 3. Nothing that was acknowledged is ever cut. What recovery cuts is the one
 //!    group that was being written when the power went.
 //! 4. After a failed write or sync nothing is written any more ([`WalError::Latched`]).
+//!    A disk without room for the next segment is neither: nothing was written, and
+//!    the log goes on when there is room ([`WalError::NoSpace`]).
 
 mod committer;
 mod error;

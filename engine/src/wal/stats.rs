@@ -51,6 +51,9 @@ pub struct WalStats {
     pub syncs: AtomicU64,
     /// Durations of a group's write and sync together, in microseconds.
     pub sync_us: Histogram,
+    /// 1 while there is no room for the next segment and the present one is
+    /// nearly full: no more should be handed in than the end of what is going on.
+    pub low_space: AtomicU64,
     /// 1 while a group is being written and synced. If it stays so while `syncs`
     /// does not move, the disk hangs.
     pub writing: AtomicU64,

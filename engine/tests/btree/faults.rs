@@ -105,6 +105,12 @@ fn a_failed_write_or_sync_latches_at_every_call() {
             let Err(error) = outcome else { break };
             hits += 1;
             assert!(is_io(&error), "{on:?} {after}: {error}");
+            // What, which file, and where in it.
+            let action = format!("{on:?} {} at offset ", crate::path().display());
+            assert!(
+                error.to_string().starts_with(&action.to_lowercase()),
+                "{error}"
+            );
             readable(&store, &known);
             // The disk works again, but nobody knows what it lost.
             disk.clear_faults();

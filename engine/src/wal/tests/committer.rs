@@ -141,3 +141,71 @@ fn releases_in_turn() {
     );
     assert!(wal.reader().range().0 <= lsn);
 }
+
+/// Submits groups until the log is full; what was submitted and what completed.
+fn fill(committer: &Committer, completions: &mpsc::Receiver<Completion>) -> (u64, u64) {
+    for ticket in 0.. {
+        let mut group = Group::new();
+        group.push(1, &[&[ticket as u8; 6000]]).unwrap();
+        committer.submit(ticket, group).unwrap();
+        match completions.recv_timeout(Duration::from_millis(400)) {
+            Ok(completion) => assert_eq!(completion.result.map(drop).ok(), Some(())),
+            Err(_) => return (ticket + 1, ticket),
+        }
+    }
+    unreachable!("the log is never full")
+}
+
+#[test]
+fn groups_wait_in_order_while_the_disk_is_full() {
+    let disk = SimDisk::new();
+    let (wal, ..) = open(&disk).unwrap();
+    disk.set_capacity(Some(disk.used_bytes()));
+    let (sender, completions) = mpsc::channel();
+    let complete = move |completion| sender.send(completion).unwrap();
+    let committer = Committer::spawn(wal, IDLE, complete).unwrap();
+    let (mut submitted, done) = fill(&committer, &completions);
+    let stats = committer.stats();
+    assert_eq!(stats.low_space.load(Ordering::Relaxed), 1);
+    assert_eq!(stats.latched.load(Ordering::Relaxed), 0);
+    // A small one would fit, but must not overtake.
+    let mut group = Group::new();
+    group.push(1, &[&[0xEE]]).unwrap();
+    committer.submit(submitted, group).unwrap();
+    submitted += 1;
+    let early = completions.recv_timeout(Duration::from_millis(400));
+    assert!(early.is_err(), "{early:?}");
+    disk.set_capacity(None);
+    for ticket in done..submitted {
+        let completion = completions.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert_eq!(completion.ticket, ticket);
+        completion.result.unwrap();
+    }
+    assert_eq!(stats.low_space.load(Ordering::Relaxed), 0);
+    drop(committer.shutdown().unwrap());
+    let (_, _, records) = open(&disk).unwrap();
+    assert_eq!(records.len() as u64, submitted);
+}
+
+#[test]
+fn a_shutdown_on_a_full_disk_refuses_what_waits_and_leaves_no_hole() {
+    let disk = SimDisk::new();
+    let (wal, ..) = open(&disk).unwrap();
+    disk.set_capacity(Some(disk.used_bytes()));
+    let (sender, completions) = mpsc::channel();
+    let complete = move |completion| sender.send(completion).unwrap();
+    let committer = Committer::spawn(wal, IDLE, complete).unwrap();
+    let (submitted, done) = fill(&committer, &completions);
+    let mut group = Group::new();
+    group.push(1, &[&[0xEE]]).unwrap();
+    committer.submit(submitted, group).unwrap();
+    drop(committer.shutdown().unwrap());
+    let refused: Vec<_> = completions
+        .iter()
+        .map(|completion| completion.result.is_err())
+        .collect();
+    assert_eq!(refused, [true, true]);
+    disk.set_capacity(None);
+    let (_, _, records) = open(&disk).unwrap();
+    assert_eq!(records.len() as u64, done);
+}

@@ -85,37 +85,102 @@ fn what_recovery_shows_after_a_failed_sync_survives_a_power_loss() {
     }
 }
 
+fn stat(value: &std::sync::atomic::AtomicU64) -> u64 {
+    value.load(std::sync::atomic::Ordering::Relaxed)
+}
+
 #[test]
-fn a_full_disk_is_named_and_the_log_can_be_opened_again() {
+fn a_full_disk_refuses_the_group_and_the_log_goes_on_when_there_is_room() {
     let disk = SimDisk::new();
     let (mut wal, ..) = open(&disk).unwrap();
     disk.set_capacity(Some(disk.used_bytes()));
-    let mut held = 0;
+    let (mut held, mut warned) = (0, 0);
     let error = loop {
         match wal.commit(&mut payload_group(held)) {
             Ok(_) => held += 1,
             Err(error) => break error,
         }
+        warned += stat(&wal.stats().low_space);
     };
-    assert!(
-        error.to_string().contains("No space left on device"),
-        "{error}"
-    );
+    assert!(matches!(error, WalError::NoSpace(_)), "{error}");
+    let text = error.to_string();
+    let place = "allocate /data/wal/0000000000000003.wal at offset 0: No space left on device";
+    assert!(text.contains(place), "{text}");
     assert!(
         held >= 13,
         "the prepared segment was used up first: {held} groups"
     );
+    assert!(warned >= 1, "it was said before");
+    let stats = wal.stats();
+    assert_eq!((stat(&stats.prepare_failed), stat(&stats.latched)), (1, 0));
+    // Nothing of the segment that did not fit is left.
+    assert!(
+        !disk
+            .list(dir())
+            .unwrap()
+            .contains(&"0000000000000003.wal".to_owned())
+    );
+    for _ in 0..3 {
+        let again = wal.commit(&mut payload_group(held)).unwrap_err();
+        assert!(matches!(again, WalError::NoSpace(_)), "{again}");
+    }
+    disk.set_capacity(None);
+    wal.commit(&mut payload_group(held)).unwrap();
     assert_eq!(
-        wal.stats()
-            .prepare_failed
-            .load(std::sync::atomic::Ordering::Relaxed),
-        1
+        (stat(&stats.prepare_failed), stat(&stats.low_space)),
+        (0, 0)
     );
     drop(wal);
-    disk.set_capacity(None);
-    let (mut wal, _, records) = open(&disk).unwrap();
-    assert_eq!(records.len(), usize::from(held));
-    wal.commit(&mut payload_group(200)).unwrap();
+    for seed in 0..20 {
+        let (_, _, records) = open(&disk.crash_now(seed)).unwrap();
+        let bytes: Vec<_> = records.iter().map(|record| record.2[0]).collect();
+        assert_eq!(bytes, (0..=held).collect::<Vec<_>>());
+    }
+}
+
+/// The disk has no room from the n-th call on, whatever call that is.
+#[test]
+fn a_disk_that_gets_full_at_any_call_of_preparing_loses_nothing() {
+    for on in [FaultOn::Allocate, FaultOn::Write, FaultOn::Sync] {
+        let mut hits = 0;
+        for after in 0.. {
+            let disk = SimDisk::new();
+            let (mut wal, ..) = open(&disk).unwrap();
+            disk.inject(Fault {
+                after,
+                forever: true,
+                // Not the segments that are part of the log already.
+                path_contains: "3.wal".to_owned(),
+                ..fault(on, libc::ENOSPC)
+            });
+            let mut made = 0;
+            let refused = (0..30).find_map(|byte| {
+                let result = wal.commit(&mut payload_group(byte));
+                made += u8::from(result.is_ok());
+                result.err()
+            });
+            let Some(error) = refused else { break };
+            if let WalError::NoSpace(_) = error {
+                hits += 1;
+                disk.clear_faults();
+                wal.commit(&mut payload_group(made)).unwrap();
+                made += 1;
+            } else {
+                // The segment was in use: what the disk has of it is not known.
+                disk.clear_faults();
+                let again = wal.commit(&mut payload_group(made)).unwrap_err();
+                assert!(matches!(again, WalError::Latched(_)), "{again}");
+            }
+            drop(wal);
+            for seed in 0..6 {
+                let (_, _, records) = open(&disk.crash_now(seed)).unwrap();
+                let kept = records.iter().zip(0..made);
+                assert!(records.len() >= usize::from(made));
+                assert!(kept.into_iter().all(|(record, byte)| record.2[0] == byte));
+            }
+        }
+        assert!(hits > 0, "{on:?} never found a full disk");
+    }
 }
 
 #[test]
