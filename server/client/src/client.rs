@@ -217,7 +217,10 @@ impl Client {
                 Err(_) => {
                     // Whatever holds it up there may not hold up the next call elsewhere.
                     self.leave(index);
-                    break;
+                    // It may still be done, whatever earlier attempts were told.
+                    return Err(ClientError::Timeout {
+                        cause: last_failure.map(|error: ClientError| error.to_string()),
+                    });
                 }
             };
             let (error, may_repeat) = match outcome {
@@ -364,7 +367,8 @@ async fn dial(endpoint: &Endpoint, config: &ClientConfig) -> Result<Connection, 
         })
 }
 
-/// What to say when time is up: what a node said last, else that time is up.
+/// What to say when time is up between two attempts: what a node said last, else that time
+/// is up.
 fn timed_out(last_failure: Option<ClientError>) -> ClientError {
     match last_failure {
         Some(error @ ClientError::Server(_)) => error,

@@ -208,6 +208,20 @@ async fn no_leader_is_repeated_elsewhere() {
 }
 
 #[tokio::test]
+async fn a_write_that_times_out_is_unknown_whatever_was_said_before() {
+    let lost = node(|_, id, _| fails(id, opcode::PUT, ApiError::NoLeader)).await;
+    let silent = node(|_, _, _| Act::Ignore).await;
+    let error = client(&[&lost, &silent]).put(&PUT).await.unwrap_err();
+    assert_eq!((lost.requests(), silent.requests()), (1, 1));
+    assert!(
+        matches!(&error, ClientError::Timeout { cause: Some(cause) }
+        if cause == "etcdserver: no leader"),
+        "{error:?}"
+    );
+    assert_eq!(error.api(), None);
+}
+
+#[tokio::test]
 async fn a_write_that_may_have_happened_is_not_repeated() {
     let dying = node(|_, _, _| Act::Close(Vec::new())).await;
     let good = node(|_, id, _| put_done(id)).await;
