@@ -23,6 +23,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
 /// Idle time after which the kernel asks whether a client is still there.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+/// It asks again this often, and takes the client for gone after so many times.
+const KEEPALIVE_AGAIN: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMES: u32 = 6;
 
 /// Accepts clients.
 pub struct ClientPort {
@@ -81,7 +84,10 @@ impl ClientPort {
 
     async fn serve(&self, stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE)
+            .with_interval(KEEPALIVE_AGAIN)
+            .with_retries(KEEPALIVE_TIMES);
         SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
         let mut first = [0];
         if stream.peek(&mut first).await? == 0 {

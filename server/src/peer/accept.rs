@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use varve_protocol::MAGIC;
 use varve_protocol::peer::{self, Channel, PeerFrame};
@@ -30,8 +30,9 @@ const MAX_CONNECTIONS: usize = 1024;
 pub struct PeerPort {
     shared: Arc<Shared>,
     service: Arc<Service>,
-    /// The newest message connection of each member; only it may hand messages over.
-    newest: Mutex<HashMap<u64, Arc<Mutex<u64>>>>,
+    /// The newest message connection of each member: only it may hand messages over, and
+    /// the one before it ends when it comes.
+    newest: Mutex<HashMap<u64, watch::Sender<u64>>>,
     connections: AtomicU64,
     /// Bounds the connections that are open at once.
     slots: Arc<Semaphore>,
@@ -99,6 +100,7 @@ impl PeerPort {
     }
 
     async fn serve(&self, mut stream: TcpStream) -> Result<(), PeerError> {
+        prepare(&stream)?;
         let mut first = [0];
         let peeked = timeout(TIMEOUT, stream.peek(&mut first)).await;
         if peeked.map_err(|_| PeerError::Timeout)?? == 0 {
@@ -108,7 +110,6 @@ impl PeerPort {
             http::serve(Arc::clone(&self.service), stream, http::Port::Peer).await;
             return Ok(());
         }
-        prepare(&stream)?;
         let hello = match welcome(&self.shared, &mut stream).await {
             Ok(hello) => hello,
             Err(error) => {
@@ -131,18 +132,28 @@ impl PeerPort {
 
     async fn take_messages(&self, from: u64, stream: TcpStream) -> Result<(), PeerError> {
         let number = self.connections.fetch_add(1, Ordering::Relaxed);
-        let newest = {
-            let mut all = self.newest.lock().unwrap_or_else(|e| e.into_inner());
+        let mut newest = {
+            let mut all = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
             // Only members get here, so that the map is bounded.
-            Arc::clone(all.entry(from).or_default())
+            let newest = all.entry(from).or_insert_with(|| watch::Sender::new(0));
+            newest.send_modify(|newest| *newest = number.max(*newest));
+            newest.subscribe()
         };
-        *newest.lock().unwrap_or_else(|e| e.into_inner()) = number;
         let Some(node) = self.shared.node.get() else {
             return Ok(());
         };
         let (read, _write) = stream.into_split();
         let mut reader = FrameReader::new(read);
-        while let Some(frame) = reader.next().await? {
+        loop {
+            let replaced = async { newest.wait_for(|newest| *newest > number).await.is_ok() };
+            let frame = tokio::select! {
+                frame = reader.next() => frame?,
+                // The other end of this one may be gone without a word.
+                _ = replaced => return Err(PeerError::Replaced),
+            };
+            let Some(frame) = frame else {
+                return Ok(());
+            };
             add(
                 &self.shared.metrics.peer_received_bytes,
                 frame.body.len() as u64,
@@ -153,15 +164,14 @@ impl PeerPort {
                 return Err(PeerError::Unexpected(frame.header.opcode));
             };
             // Held while handing over: a newer connection's first message waits for it.
-            let newest = newest.lock().unwrap_or_else(|e| e.into_inner());
-            if *newest != number {
+            let newest = newest.borrow();
+            if *newest > number {
                 return Err(PeerError::Replaced);
             }
             for message in messages {
                 node.peer_message(from, share(&frame.body, message));
             }
         }
-        Ok(())
     }
 }
 

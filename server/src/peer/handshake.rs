@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -17,6 +17,10 @@ use crate::service::VERSION;
 
 /// A dead host is noticed when sent bytes are not acknowledged for this long.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
+/// On a connection that is silent for this long the kernel asks whether the other host is
+/// still there, and asks again after each further second.
+const SILENT: Duration = Duration::from_secs(5);
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 const READ_BYTES: usize = 64 << 10;
 /// Longest hello: nothing larger is buffered for whoever has not said who it is.
 const HELLO_LIMIT: usize = 4 << 10;
@@ -152,7 +156,13 @@ async fn connect_to(
 /// Settings of every connection between members.
 pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    SockRef::from(stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED))
+    let socket = SockRef::from(stream);
+    let keepalive = TcpKeepalive::new()
+        .with_time(SILENT)
+        .with_interval(ASK_AGAIN);
+    socket.set_tcp_keepalive(&keepalive)?;
+    // Bounds the questions too: they are not answered for this long, and the connection ends.
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))
 }
 
 fn check_cluster(shared: &Shared, hello: &PeerHello) -> Result<(), PeerError> {
