@@ -225,6 +225,11 @@ impl Applier {
         (old, batch)
     }
 
+    /// Whether compacted history is still to be removed.
+    pub(crate) fn compaction_pending(&self) -> bool {
+        self.store.compaction_pending()
+    }
+
     /// Does some of what goes on beside the commands: removes compacted history,
     /// then gives space back; whether there is more to do.
     pub(crate) fn maintain(&mut self) -> Result<bool, RaftError> {

@@ -275,6 +275,7 @@ pub(crate) fn run_apply(mut applier: Applier, jobs: &Receiver<ApplyJob>, shared:
         Err(panic) => shared.fail(format!("a bug in the store: {}", panic_text(&*panic))),
     }
     applier.abandon();
+    shared.removal.close();
     for job in jobs.try_iter() {
         if let ApplyJob::Entries(entries) = job {
             for sink in entries.into_iter().flat_map(|entry| entry.sinks).flatten() {
@@ -294,7 +295,7 @@ fn apply_loop(
     loop {
         let job = match next.take() {
             Some(job) => job,
-            None => match next_job(applier, jobs)? {
+            None => match next_job(applier, jobs, shared)? {
                 Some(job) => job,
                 None => return Ok(()),
             },
@@ -308,7 +309,7 @@ fn apply_loop(
                     report(batch, shared);
                     batches = batches.wrapping_add(1);
                     if batches.is_multiple_of(BATCHES_PER_COMPACTION_STEP) {
-                        applier.maintain()?;
+                        maintain(applier, shared)?;
                     }
                 }
             }
@@ -321,6 +322,7 @@ fn apply_loop(
 fn next_job(
     applier: &mut Applier,
     jobs: &Receiver<ApplyJob>,
+    shared: &Shared,
 ) -> Result<Option<ApplyJob>, RaftError> {
     loop {
         match jobs.try_recv() {
@@ -328,7 +330,7 @@ fn next_job(
             Err(TryRecvError::Disconnected) => return Ok(None),
             Err(TryRecvError::Empty) => {}
         }
-        if !applier.maintain()? {
+        if !maintain(applier, shared)? {
             match jobs.recv_timeout(MAINTENANCE_INTERVAL) {
                 Ok(job) => return Ok(Some(job)),
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
@@ -336,6 +338,16 @@ fn next_job(
             }
         }
     }
+}
+
+/// Does some maintenance, and tells those who wait for compacted history to be removed
+/// when there is none left.
+fn maintain(applier: &mut Applier, shared: &Shared) -> Result<bool, RaftError> {
+    let more = applier.maintain()?;
+    if !applier.compaction_pending() {
+        shared.removal.done();
+    }
+    Ok(more)
 }
 
 /// Takes more entries that wait, for one batch; the job after them, if it is another.

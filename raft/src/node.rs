@@ -24,7 +24,7 @@ use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::replica::{Replica, Settings};
 use crate::shared::{Current, Shared};
-use crate::sink::{ChangeSink, Proposal, ReadSink};
+use crate::sink::{ChangeSink, Proposal, ReadSink, RemovalSink};
 use crate::snapshot::Incoming;
 use crate::start;
 use crate::status::Status;
@@ -349,6 +349,13 @@ impl NodeHandle {
     /// The newest state that this member has, for serializable reads.
     pub fn view(&self) -> Arc<View> {
         self.shared.current.load().reader.view()
+    }
+
+    /// Tells the sink once this member has removed what is compacted: at once, if
+    /// there is nothing to remove.
+    pub fn when_removed(&self, sink: Box<dyn RemovalSink>) {
+        let is_pending = || self.view().compaction_pending();
+        self.shared.removal.wait(sink, is_pending);
     }
 
     /// The engine in use, for its sizes. Another one after a snapshot came in.

@@ -12,6 +12,7 @@ use varve_engine::wal::{Identity, WalStats};
 use crate::io::Input;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
+use crate::removal::Removal;
 use crate::replica::ReplicaStatus;
 use crate::snapshot::Loading;
 use crate::stores::StoreFiles;
@@ -49,6 +50,7 @@ pub(crate) struct Shared {
     pub(crate) peer_bytes: AtomicUsize,
     pub(crate) max_pending_bytes: usize,
     pub(crate) is_stopped: AtomicBool,
+    pub(crate) removal: Removal,
     failure: Mutex<Option<String>>,
     status: SharedStatus,
 }
@@ -88,6 +90,7 @@ impl Shared {
             peer_bytes: AtomicUsize::new(0),
             max_pending_bytes,
             is_stopped: AtomicBool::new(false),
+            removal: Removal::default(),
             failure: Mutex::new(None),
             status: SharedStatus::default(),
         }

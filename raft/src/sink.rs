@@ -45,6 +45,13 @@ pub trait ChangeSink: Send {
     fn done(self: Box<Self>, outcome: Result<Arc<Membership>, ApiError>);
 }
 
+/// Is told when compacted history is gone from this member. Dropped untold when the
+/// node stops before.
+pub trait RemovalSink: Send {
+    /// What was compacted when the sink was handed in has been removed.
+    fn removed(self: Box<Self>);
+}
+
 /// Commands for the log, all from one client connection.
 pub struct Proposal {
     /// For each command `[u32 length of the rest][u8 opcode][body]`.

@@ -16,6 +16,7 @@ use varve_protocol::{
 };
 use varve_types::{
     ApiError, MAX_KEY_BYTES, PutRequest, PutResponse, RangeRequest, RangeResponse, Reader,
+    RequestOp, TxnRequest,
 };
 
 /// One node for the tests that run at one time: that it survives them all is the
@@ -234,12 +235,6 @@ async fn unknown_opcodes_and_malformed_bodies() {
         (
             opcode::RANGE,
             Flags::NONE,
-            &[1, 9],
-            ErrorCode::MalformedBody,
-        ),
-        (
-            opcode::RANGE,
-            Flags::NONE,
             &[0; 80],
             ErrorCode::MalformedBody,
         ),
@@ -256,6 +251,46 @@ async fn unknown_opcodes_and_malformed_bodies() {
     let (id, error) = raw.error();
     assert_eq!((id, error.api()), (43, Some(ApiError::KeyNotProvided)));
     // Frames were whole, so the connection goes on.
+    raw.assert_serves();
+}
+
+#[tokio::test]
+async fn unknown_sort_options_are_said_as_etcd_does() {
+    let node = node();
+    let mut raw = Raw::client(&node);
+    let range = RangeRequest {
+        key: b"k",
+        ..RangeRequest::default()
+    };
+    // The bytes behind the flags are the sort's order and target.
+    for (at, value) in [(1, 3), (1, 255), (2, 5), (2, 255)] {
+        let mut body = Vec::new();
+        range.encode(&mut body);
+        body[at] = value;
+        let txn = Request::Txn(TxnRequest {
+            success: vec![RequestOp::Range(range)],
+            ..TxnRequest::default()
+        });
+        let mut txn_body = Vec::new();
+        txn.encode(&mut txn_body);
+        let mut plain = Vec::new();
+        range.encode(&mut plain);
+        let start = txn_body
+            .windows(plain.len())
+            .position(|bytes| bytes == plain)
+            .unwrap();
+        txn_body[start + at] = value;
+        for (opcode, body) in [(opcode::RANGE, &body), (opcode::TXN, &txn_body)] {
+            let mut frame = Vec::new();
+            encode_frame(&mut frame, opcode, Flags::NONE, 44, |out| {
+                out.extend_from_slice(body);
+            });
+            raw.send(&frame);
+            let (id, error) = raw.error();
+            assert_eq!((id, error.api()), (44, Some(ApiError::InvalidSortOption)));
+            assert_eq!(error.to_string(), "etcdserver: invalid sort option");
+        }
+    }
     raw.assert_serves();
 }
 
@@ -366,6 +401,69 @@ async fn members_of_other_clusters_are_refused() {
         assert_eq!(raw.next(), None);
     }
     assert_serves(&node).await;
+}
+
+#[tokio::test]
+async fn a_newer_connection_of_a_member_ends_the_older_one() {
+    // The second member is this test.
+    let mut pair = Cluster::prepare(2, &[]);
+    pair.spawn(0);
+    let member = &pair.members[0];
+    common::wait_until("the node serves", || {
+        member.get("/health?serializable=true").0.contains(" 200 ")
+    });
+    let status = member.client().status(&member.endpoint()).await.unwrap();
+    let to = status.header.member_id;
+    let members = member.client().member_list(false).await.unwrap();
+    let mut members = members.body.members.iter().map(|member| member.id);
+    let hello = PeerHello {
+        cluster_id: status.header.cluster_id,
+        from: members.find(|id| *id != to).unwrap(),
+        to,
+        channel: Channel::Messages,
+        server_version: "test".to_owned(),
+    };
+    let connect = || {
+        let mut raw = Raw::peer(&pair);
+        let mut out = Vec::new();
+        encode_hello(&mut out, &hello);
+        raw.send(&out);
+        let frame = raw.next().expect("a hello");
+        let answer = PeerFrame::decode(frame.header.opcode, &frame.body).unwrap();
+        assert!(matches!(answer, PeerFrame::Hello(_)), "{answer:?}");
+        raw
+    };
+    // Neither says a word after the hello, as one whose host is gone would not.
+    let mut older = connect();
+    // Somebody asks whether it is still there: a timer of the kind 02 runs for the socket.
+    let local = older.stream.local_addr().unwrap().port();
+    let timer = timer_of(member.peer_port, local);
+    assert!(timer.starts_with("02:"), "{timer}");
+    let mut newer = connect();
+    assert_eq!(older.next(), None);
+    let patience = Some(Duration::from_millis(300));
+    newer.stream.set_read_timeout(patience).unwrap();
+    let error = newer.stream.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WouldBlock);
+
+    let client = Raw::client(&pair);
+    let local = client.stream.local_addr().unwrap().port();
+    common::wait_until("the node asks for a sign of life of clients", || {
+        timer_of(member.client_port, local).starts_with("02:")
+    });
+}
+
+/// The kernel's timer of the accepted end of a connection: its kind and when it is due.
+fn timer_of(local: u16, remote: u16) -> String {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let (local, remote) = (format!(":{local:04X}"), format!(":{remote:04X}"));
+    let mut lines = table.lines().map(|line| line.split_whitespace());
+    lines
+        .find_map(|mut fields| {
+            let is_it = fields.nth(1)?.ends_with(&local) && fields.next()?.ends_with(&remote);
+            is_it.then(|| fields.nth(2).unwrap().to_owned())
+        })
+        .unwrap_or_default()
 }
 
 #[tokio::test]

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use common::{Cluster, put};
 use tokio::time::timeout;
-use varve_client::{Client, Watch};
-use varve_protocol::WatchRequest;
+use varve_client::{Client, RawConnection, Watch};
+use varve_protocol::{Request, WatchCreditRequest, WatchRequest, WatchResponse, decode_reply};
 use varve_types::{
     CompactionRequest, DeleteRangeRequest, Event, EventKind, KeyRange, PutRequest, RequestOp,
     TxnRequest,
@@ -331,4 +331,66 @@ async fn progress() {
     let revision = put(&client, "k", "v").await.unwrap();
     assert_eq!(events(&mut watch, 1).await[0].kv.mod_revision, revision);
     assert_eq!(client.watch_progress().await.unwrap(), revision);
+}
+
+/// Watches whose credit does not even cover a frame's marks get their first event
+/// from the ring of recent ones, and nothing more until they are given credit.
+#[tokio::test]
+async fn the_least_credit_gets_an_event_through() {
+    const LARGEST: u32 = 40;
+    let node = Cluster::start(1, &[]);
+    let client = node.client();
+    let mut raw = RawConnection::connect(node.members[0].endpoint(), SOON)
+        .await
+        .unwrap();
+    for credit in 1..=LARGEST {
+        let watch = WatchRequest {
+            credit,
+            ..watch_prefix("w", b"x")
+        };
+        raw.queue(credit.into(), &Request::Watch(watch));
+    }
+    let mut frames = frames_of(&mut raw, LARGEST as usize).await;
+    assert!(frames.iter().all(|(_, found)| found.is_none()));
+    let store_reads = node.members[0].metric("varve_watch_store_reads_total");
+    put(&client, "w1", "first").await.unwrap();
+    frames = frames_of(&mut raw, LARGEST as usize).await;
+    frames.sort();
+    let expected: Vec<_> = (1..=LARGEST)
+        .map(|credit| (u64::from(credit), Some(vec!["w1".to_owned()])))
+        .collect();
+    assert_eq!(frames, expected);
+    // All is spent. One of them gets a little more than what it overdrew.
+    put(&client, "w2", "second").await.unwrap();
+    let bytes = 200;
+    raw.queue(
+        7,
+        &Request::WatchCredit(WatchCreditRequest { watch: 7, bytes }),
+    );
+    assert_eq!(
+        frames_of(&mut raw, 1).await,
+        [(7, Some(vec!["w2".to_owned()]))]
+    );
+    let more = timeout(Duration::from_millis(200), frames_of(&mut raw, 1)).await;
+    assert!(more.is_err(), "{more:?}");
+    let now = node.members[0].metric("varve_watch_store_reads_total");
+    assert_eq!(now, store_reads, "the events did not come from the ring");
+}
+
+/// The next frames of watches: of which one, and the keys of its events.
+async fn frames_of(raw: &mut RawConnection, count: usize) -> Vec<(u64, Option<Vec<String>>)> {
+    let mut frames = Vec::new();
+    while frames.len() < count {
+        let took = raw.receive(|frame| {
+            let (_, response) = decode_reply::<WatchResponse>(frame.body).unwrap();
+            let keys_of = match response {
+                WatchResponse::Created => None,
+                WatchResponse::Events(events) => Some(keys(&events)),
+                other => panic!("{other:?}"),
+            };
+            frames.push((frame.header.request_id, keys_of));
+        });
+        timeout(SOON, took).await.expect("frames in time").unwrap();
+    }
+    frames
 }

@@ -23,7 +23,8 @@ use varve_types::{KeyRange, KeyValueRef};
 
 use super::error::{MvccError, Result};
 use super::keys::Revision;
-use super::record::{Change, ChangeKind, Record};
+use super::pace::Pace;
+use super::record::{Change, Record};
 use super::{DEAD, LATEST, LOG};
 use crate::backend::{Bounds, Direction, Read, Sums, TreeId};
 
@@ -141,23 +142,42 @@ pub(super) fn walk_latest(
     direction: Direction,
     visit: &mut VersionVisitor<'_>,
 ) -> Result<()> {
+    let mut pace = Pace::unbounded();
+    walk_latest_from(read, range, None, direction, &mut pace, visit).map(|_| ())
+}
+
+/// The same behind the key `after`, at `pace`. Where that ran out: the key to go
+/// on behind.
+pub(super) fn walk_latest_from(
+    read: &dyn Read,
+    range: KeyRange<'_>,
+    after: Option<&[u8]>,
+    direction: Direction,
+    pace: &mut Pace,
+    visit: &mut VersionVisitor<'_>,
+) -> Result<Option<Vec<u8>>> {
     if range.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     if let KeyRange::One(key) = range {
         if let Some(bytes) = read.get(LATEST, key)? {
             // A single visit: whether it breaks makes no difference.
             let _ = visit(key, &decode(LATEST, key, &bytes)?)?;
         }
-        return Ok(());
+        return Ok(None);
     }
-    scan(
-        read,
-        LATEST,
-        range.bounds(),
-        direction,
-        &mut |key, bytes| visit(key, &decode(LATEST, key, bytes)?),
-    )
+    let mut paused_at = None;
+    let bounds = narrowed(range.bounds(), direction, after);
+    scan(read, LATEST, bounds, direction, &mut |key, bytes| {
+        let flow = visit(key, &decode(LATEST, key, bytes)?)?;
+        pace.spend(key.len() + bytes.len());
+        if flow.is_continue() && pace.is_spent() {
+            paused_at = Some(key.to_vec());
+            return Ok(ControlFlow::Break(()));
+        }
+        Ok(flow)
+    })?;
+    Ok(paused_at)
 }
 
 /// Called for each entry of a tree, until it breaks.
@@ -184,42 +204,52 @@ pub(super) fn scan(
 /// Heads of dead keys held in memory at a time.
 const DEAD_CHUNK: usize = 256;
 
-/// Visits the keys of `range` that were live at the end of main revision
-/// `revision`, in order.
+/// Visits the keys of `range` behind `after` that were live at the end of main
+/// revision `revision`, in order and at `pace`. Where that ran out: the key to go
+/// on behind.
 pub(super) fn walk_at(
     read: &dyn Read,
     range: KeyRange<'_>,
     revision: i64,
+    after: Option<&[u8]>,
     direction: Direction,
+    pace: &mut Pace,
     visit: &mut VersionVisitor<'_>,
-) -> Result<()> {
+) -> Result<Option<Vec<u8>>> {
     if range.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     let target = Revision::last_of(revision);
     if let KeyRange::One(key) = range {
         if let Some(version) = version_at(read, key, target)? {
             let _ = visit_live(key, &version, visit)?;
         }
-        return Ok(());
+        return Ok(None);
     }
     let mut walk = OldWalk {
         read,
         target,
         direction,
         stopped: false,
+        paused_at: None,
     };
     // Dead keys come in chunks, so that the scan of live keys between them is one scan a chunk.
-    let mut from: Option<Vec<u8>> = None;
+    let mut from: Option<Vec<u8>> = after.map(<[u8]>::to_vec);
     loop {
         let bounds = narrowed(range.bounds(), direction, from.as_deref());
-        let dead = walk.dead_chunk(bounds)?;
-        let until = (dead.len() == DEAD_CHUNK)
-            .then(|| dead.last().cloned())
-            .flatten();
-        walk.merge(closed(bounds, direction, until.as_deref()), &dead, visit)?;
-        if walk.stopped || until.is_none() {
-            return Ok(());
+        // A part of the pace, so that there is some left for the keys between them.
+        let DeadChunk { keys, until } = walk.dead_chunk(bounds, &mut pace.split_half())?;
+        walk.merge(
+            closed(bounds, direction, until.as_deref()),
+            &keys,
+            pace,
+            visit,
+        )?;
+        if walk.stopped || walk.paused_at.is_some() {
+            return Ok(walk.paused_at);
+        }
+        if until.is_none() || pace.is_spent() {
+            return Ok(until);
         }
         from = until;
     }
@@ -258,13 +288,24 @@ struct OldWalk<'r> {
     read: &'r dyn Read,
     target: Revision,
     direction: Direction,
+    /// The visitor broke.
     stopped: bool,
+    /// The pace ran out at this key.
+    paused_at: Option<Vec<u8>>,
+}
+
+/// Dead keys in order.
+struct DeadChunk {
+    keys: Vec<Vec<u8>>,
+    /// Where there may be more of them: up to which key these are all.
+    until: Option<Vec<u8>>,
 }
 
 impl OldWalk<'_> {
     /// The next dead keys within `bounds` that were deleted after the target.
-    fn dead_chunk(&self, bounds: Bounds<'_>) -> Result<Vec<Vec<u8>>> {
+    fn dead_chunk(&self, bounds: Bounds<'_>, pace: &mut Pace) -> Result<DeadChunk> {
         let mut keys = Vec::new();
+        let mut until = None;
         scan(
             self.read,
             DEAD,
@@ -274,14 +315,15 @@ impl OldWalk<'_> {
                 if decode(DEAD, key, bytes)?.modified > self.target {
                     keys.push(key.to_vec());
                 }
-                Ok(if keys.len() == DEAD_CHUNK {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                })
+                pace.spend(key.len() + bytes.len());
+                if keys.len() == DEAD_CHUNK || pace.is_spent() {
+                    until = Some(key.to_vec());
+                    return Ok(ControlFlow::Break(()));
+                }
+                Ok(ControlFlow::Continue(()))
             },
         )?;
-        Ok(keys)
+        Ok(DeadChunk { keys, until })
     }
 
     /// Visits the live keys within `bounds`, and the `dead` ones in their places.
@@ -289,6 +331,7 @@ impl OldWalk<'_> {
         &mut self,
         bounds: Bounds<'_>,
         dead: &[Vec<u8>],
+        pace: &mut Pace,
         visit: &mut VersionVisitor<'_>,
     ) -> Result<()> {
         let mut dead = dead.iter().map(Vec::as_slice).peekable();
@@ -298,8 +341,10 @@ impl OldWalk<'_> {
             Direction::Backward => dead > live,
         };
         let mut stopped = false;
+        let mut paused_at = None;
         scan(read, LATEST, bounds, direction, &mut |key, bytes| {
             while let Some(gone) = dead.next_if(|gone| before(gone, key)) {
+                pace.spend_lookup();
                 if self.visit_dead(gone, visit)?.is_break() {
                     stopped = true;
                     return Ok(ControlFlow::Break(()));
@@ -309,19 +354,26 @@ impl OldWalk<'_> {
             let flow = if head.modified <= target {
                 visit(key, &head)?
             } else {
+                pace.spend_lookup();
                 match older_version(read, key, &head, target)? {
                     Some(version) => visit_live(key, &version, visit)?,
                     None => ControlFlow::Continue(()),
                 }
             };
             stopped = flow.is_break();
+            pace.spend(key.len() + bytes.len());
+            if !stopped && pace.is_spent() {
+                paused_at = Some(key.to_vec());
+                return Ok(ControlFlow::Break(()));
+            }
             Ok(flow)
         })?;
-        while !stopped {
+        while !stopped && paused_at.is_none() {
+            // At most a chunk of them, whatever the pace.
             let Some(gone) = dead.next() else { break };
             stopped = self.visit_dead(gone, visit)?.is_break();
         }
-        self.stopped = stopped;
+        (self.stopped, self.paused_at) = (stopped, paused_at);
         Ok(())
     }
 
@@ -339,44 +391,4 @@ pub(super) fn range_sums(read: &dyn Read, tree: TreeId, range: KeyRange<'_>) -> 
         return Ok(Sums::default());
     }
     Ok(read.sums(tree, range.bounds())?)
-}
-
-/// Keys of `range` that were live at the end of main revision `revision`.
-///
-/// Either the keys of the range are gone over, or the changes since the
-/// revision are taken back from today's count, whichever is less: a page of a
-/// long list at a fresh revision costs about as much as one at the newest.
-pub(super) fn count_at(read: &dyn Read, range: KeyRange<'_>, revision: i64) -> Result<i64> {
-    let live = range_sums(read, LATEST, range)?.entries;
-    let since = Revision::last_of(revision).log_key();
-    let since = (Bound::Excluded(&since[..]), Bound::Unbounded);
-    let changes = read.sums(LOG, since)?.entries;
-    let keys = live + range_sums(read, DEAD, range)?.entries;
-    if changes <= keys {
-        return Ok(live as i64 - growth_since(read, range, since)?);
-    }
-    let mut count = 0;
-    walk_at(read, range, revision, Direction::Forward, &mut |_, _| {
-        count += 1;
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(count)
-}
-
-/// Keys of `range` that came, less those that went, in the changes of `bounds`.
-fn growth_since(read: &dyn Read, range: KeyRange<'_>, bounds: Bounds<'_>) -> Result<i64> {
-    let mut growth = 0;
-    scan(read, LOG, bounds, Direction::Forward, &mut |key, bytes| {
-        let change =
-            Change::decode(bytes).ok_or_else(|| MvccError::damaged(LOG, key, "not a change"))?;
-        if range.contains(change.key) {
-            let replaced = change
-                .replaced()
-                .ok_or_else(|| MvccError::damaged(LOG, key, "not a record"))?;
-            let was_live = replaced.is_some_and(|record| record.live);
-            growth += i64::from(change.kind == ChangeKind::Put) - i64::from(was_live);
-        }
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(growth)
 }

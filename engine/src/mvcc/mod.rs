@@ -23,6 +23,7 @@
 
 mod check;
 mod compaction;
+mod count;
 mod error;
 mod events;
 mod hash;
@@ -30,6 +31,7 @@ mod history;
 mod keys;
 mod live;
 mod options;
+mod pace;
 mod range;
 mod record;
 mod reply;
@@ -51,7 +53,10 @@ use crate::backend::TreeId;
 pub use check::MvccReport;
 pub use error::{MvccError, Result};
 pub use live::{EventBatch, LiveEvents};
-pub use options::{BatchOptions, CompactBudget, EventLimits, EventsEnd, Limits, RangeEnd};
+pub use options::{
+    BatchOptions, CompactBudget, EventLimits, EventsEnd, Limits, RangeEnd, RangeLimits,
+};
+pub use range::RangeCursor;
 pub use reply::reply_bytes;
 pub use snapshot::{SnapshotInfo, SnapshotPosition, SnapshotSink, SnapshotSource};
 pub use store::{CommandResponse, Published, Reader, Reply, Store, WriteTxn};

@@ -91,6 +91,25 @@ pub struct EventsEnd {
     pub events: usize,
 }
 
+/// How much one step of a range may go over ([`super::View::range_step`]). Every
+/// step goes over something, so that the range comes to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RangeLimits {
+    /// Most keys or changes to look at, in the answer or not.
+    pub scanned: usize,
+    /// Stop after this many bytes of them.
+    pub bytes: usize,
+}
+
+impl Default for RangeLimits {
+    fn default() -> Self {
+        Self {
+            scanned: 4000,
+            bytes: 1 << 20,
+        }
+    }
+}
+
 /// What a range answers beside its keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RangeEnd {

@@ -12,8 +12,10 @@ use super::error::{MvccError, Result};
 use super::events::{self, Replay};
 use super::history::{decode, key_value, range_sums, version_at};
 use super::keys::Revision;
-use super::options::{BatchOptions, EventLimits, EventsEnd, RangeEnd};
-use super::range::{self, At};
+use super::options::{BatchOptions, EventLimits, EventsEnd, RangeEnd, RangeLimits};
+use super::pace::Pace;
+use super::range::{self, At, OnBreak, RangeCursor};
+use super::record::Record;
 use super::state::State;
 use super::{LATEST, LOG, META, txn};
 use crate::backend::{Applied, Direction, Read, Snapshot};
@@ -154,9 +156,26 @@ impl View {
         visit: &mut dyn FnMut(KeyValueRef<'_>) -> ControlFlow<()>,
     ) -> Result<()> {
         let at = At::new(revision, &self.state, false)?;
-        range::walk(self.read(), at, range, direction, &mut |key, record| {
-            Ok(visit(key_value(key, record)))
-        })
+        let (read, pace) = (self.read(), &mut Pace::unbounded());
+        let visit = &mut |key: &[u8], record: &Record<'_>| Ok(visit(key_value(key, record)));
+        range::walk(read, at, range, None, direction, pace, visit).map(|_| ())
+    }
+
+    /// Goes on with the answer to `request`, where `cursor` stands, until the
+    /// visitor breaks, a limit is reached or the answer is complete: then its end is
+    /// returned. Each step may be made with a newer view; then `request` must name
+    /// the revision of the first one, and the step fails with `ApiError::Compacted`
+    /// once that is gone.
+    pub fn range_step(
+        &self,
+        request: &RangeRequest<'_>,
+        cursor: &mut RangeCursor,
+        limits: RangeLimits,
+        visit: &mut dyn FnMut(KeyValueRef<'_>) -> ControlFlow<()>,
+    ) -> Result<Option<RangeEnd>> {
+        let at = At::new(request.revision, &self.state, false)?;
+        let pace = &mut Pace::from(limits);
+        cursor.step(self.read(), at, request, pace, OnBreak::Pause, visit)
     }
 
     /// Keys in `range` at `revision` (0 or less is the newest, which is O(log n)).

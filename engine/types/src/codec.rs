@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::ApiError;
+
 /// Bytes that are not a valid encoding.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("malformed {what} at byte {offset}")]
@@ -10,6 +12,8 @@ pub struct DecodeError {
     pub what: &'static str,
     /// Where in the input it starts.
     pub offset: usize,
+    /// The error of the API that says the same, where there is one.
+    pub api: Option<ApiError>,
 }
 
 /// A cursor over encoded bytes; byte strings are borrowed, never copied.
@@ -35,6 +39,7 @@ impl<'a> Reader<'a> {
         DecodeError {
             what,
             offset: self.position,
+            api: None,
         }
     }
 
@@ -92,7 +97,11 @@ impl<'a> Reader<'a> {
     /// A `u32` length and that many bytes of UTF-8.
     pub fn string(&mut self, what: &'static str) -> Result<&'a str, DecodeError> {
         let offset = self.position;
-        std::str::from_utf8(self.bytes(what)?).map_err(|_| DecodeError { what, offset })
+        std::str::from_utf8(self.bytes(what)?).map_err(|_| DecodeError {
+            what,
+            offset,
+            api: None,
+        })
     }
 
     /// A `u32` element count, refused when `least_size` bytes for each cannot be left.

@@ -1,10 +1,10 @@
 //! Requests, borrowed from the bytes they were read from.
 
 use crate::codec::{DecodeError, Reader, flags, put_bytes, put_count, put_i64};
-use crate::{KeyRange, MAX_TXN_DEPTH};
+use crate::{ApiError, KeyRange, MAX_TXN_DEPTH};
 
 macro_rules! wire_enum {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $value:literal),+ $(,)? }) => {
+    ($(#[$doc:meta])* $name:ident, unknown is $unknown:expr, { $($(#[$vdoc:meta])* $variant:ident = $value:literal),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
         #[repr(u8)]
@@ -15,7 +15,7 @@ macro_rules! wire_enum {
                 let mut ahead = reader.clone();
                 match ahead.u8(stringify!($name))? {
                     $($value => { *reader = ahead; Ok(Self::$variant) })+
-                    _ => Err(reader.error(stringify!($name))),
+                    _ => Err(DecodeError { api: $unknown, ..reader.error(stringify!($name)) }),
                 }
             }
         }
@@ -24,7 +24,7 @@ macro_rules! wire_enum {
 
 wire_enum!(
     /// Direction of a sorted range.
-    SortOrder {
+    SortOrder, unknown is Some(ApiError::InvalidSortOption), {
         /// The order of the store: ascending by key.
         #[default]
         None = 0,
@@ -37,7 +37,7 @@ wire_enum!(
 
 wire_enum!(
     /// What a range is sorted by.
-    SortTarget {
+    SortTarget, unknown is Some(ApiError::InvalidSortOption), {
         /// The key.
         #[default]
         Key = 0,
@@ -54,7 +54,7 @@ wire_enum!(
 
 wire_enum!(
     /// The relation that a [`Compare`] asks for.
-    CompareResult {
+    CompareResult, unknown is None, {
         /// The key's is equal to the given.
         #[default]
         Equal = 0,
@@ -329,6 +329,22 @@ impl<'a> TxnRequest<'a> {
             RequestOp::Txn(txn) => txn.is_serializable(),
             RequestOp::Put(_) | RequestOp::DeleteRange(_) => false,
         })
+    }
+
+    /// Whether a compare or an operation, nested ones too, is about more than one key.
+    pub fn names_ranges(&self) -> bool {
+        let of_ops = |ops: &[RequestOp<'_>]| {
+            ops.iter().any(|op| match op {
+                RequestOp::Range(range) => !range.range_end.is_empty(),
+                RequestOp::DeleteRange(delete) => !delete.range_end.is_empty(),
+                RequestOp::Put(_) => false,
+                RequestOp::Txn(txn) => txn.names_ranges(),
+            })
+        };
+        let mut compares = self.compare.iter();
+        compares.any(|compare| !compare.range_end.is_empty())
+            || of_ops(&self.success)
+            || of_ops(&self.failure)
     }
 
     /// Appends the encoding.

@@ -77,6 +77,16 @@ pub enum RequestError {
     },
 }
 
+impl RequestError {
+    /// The error of the API that says the same, where there is one.
+    pub fn api(&self) -> Option<ApiError> {
+        match self {
+            Self::Malformed { source, .. } => source.api,
+            _ => None,
+        }
+    }
+}
+
 /// What an error reply's number means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -209,6 +219,9 @@ impl From<&FrameError> for WireError {
 
 impl From<&RequestError> for WireError {
     fn from(error: &RequestError) -> Self {
+        if let Some(error) = error.api() {
+            return error.into();
+        }
         let code = match error {
             RequestError::UnknownOpcode(_) | RequestError::NotARequest { .. } => {
                 ErrorCode::UnknownOpcode

@@ -9,8 +9,8 @@ use std::task::{Context, Waker};
 use std::time::Instant;
 
 use varve_engine::mvcc::View;
-use varve_raft::{Completion, ReadSink, ReplySink};
-use varve_types::ApiError;
+use varve_raft::{Completion, ReadSink, RemovalSink, ReplySink};
+use varve_types::{ApiError, ResponseHeader};
 
 use crate::metrics::Kinds;
 
@@ -19,6 +19,8 @@ use crate::metrics::Kinds;
 pub(crate) struct Writes {
     /// Request id and opcode of each, in the order of the proposal.
     pub(crate) requests: Vec<(u64, u8)>,
+    /// Places in it of compactions that are answered once the history is gone.
+    pub(crate) physical: Vec<usize>,
     /// Bytes of their bodies, for the connection's bound.
     pub(crate) bytes: usize,
     /// The most that their answers may hold of keys and values, for its other bound.
@@ -31,6 +33,7 @@ impl Writes {
     /// Empties it, to be used again.
     pub(crate) fn clear(&mut self) {
         self.requests.clear();
+        self.physical.clear();
         (self.bytes, self.reply_bytes) = (0, 0);
         self.kinds = Kinds::default();
     }
@@ -62,6 +65,8 @@ pub(crate) enum Delivery {
     Writes(Writes, Instant, Result<Completion, ApiError>),
     /// A view that reads may be answered from, with the Raft term.
     Reads(Reads, Instant, Result<(Arc<View>, u64), ApiError>),
+    /// What a compaction dropped is removed: its request, and the header of the answer.
+    Removed(u64, Result<ResponseHeader, ApiError>),
 }
 
 /// Everything left at one time.
@@ -215,6 +220,38 @@ impl ReadSink for ViewSink {
 impl Drop for ViewSink {
     fn drop(&mut self) {
         self.end(Err(ApiError::Stopped));
+    }
+}
+
+/// Takes the answer to a compaction to its connection once the history is removed.
+pub(crate) struct RemovedSink {
+    inbox: Arc<Inbox>,
+    pending: Option<(u64, ResponseHeader)>,
+}
+
+impl RemovedSink {
+    pub(crate) fn new(inbox: Arc<Inbox>, request_id: u64, header: ResponseHeader) -> Box<Self> {
+        Box::new(Self {
+            inbox,
+            pending: Some((request_id, header)),
+        })
+    }
+}
+
+impl RemovalSink for RemovedSink {
+    fn removed(mut self: Box<Self>) {
+        if let Some((id, header)) = self.pending.take() {
+            self.inbox.deliver(Delivery::Removed(id, Ok(header)));
+        }
+    }
+}
+
+impl Drop for RemovedSink {
+    fn drop(&mut self) {
+        if let Some((id, _)) = self.pending.take() {
+            let stopped = Err(ApiError::Stopped);
+            self.inbox.deliver(Delivery::Removed(id, stopped));
+        }
     }
 }
 

@@ -149,6 +149,9 @@ impl Connection {
     }
 
     fn note_malformed(&self, error: &RequestError) {
+        if error.api().is_some() {
+            return;
+        }
         add(&self.service.metrics.malformed, 1);
         self.log_limited(format_args!("a request was refused: {error}"));
     }
@@ -171,6 +174,9 @@ impl Connection {
             }
             Request::Compaction(compaction) => {
                 let replies = self.check_write(&Command::Compaction(*compaction), body)?;
+                if compaction.physical {
+                    batch.writes.physical.push(batch.writes.requests.len());
+                }
                 batch.push_write(header, Kind::Compaction, body, replies);
             }
             Request::Txn(txn) => {
@@ -301,7 +307,8 @@ impl Connection {
             self.in_flight += local.requests.len();
             self.in_flight_bytes += local.bodies.len();
             let (view, term) = (service.node.view(), service.term());
-            self.work.push_back(Work::reads(local, started, view, term));
+            let work = Work::new(&service, local, started, view, term);
+            self.work.push_back(work);
         }
     }
 }

@@ -7,8 +7,10 @@
 //!   reads one waiter;
 //! - the socket is not read while too much is in flight or waits to be sent, so
 //!   that a client which does not read its answers slows down itself alone;
-//! - output in memory is bounded by `OUT_ROOM` plus one answer.
+//! - output in memory is bounded by `OUT_ROOM` plus one piece of an answer;
+//! - a poll ends once its [`Budget`] is spent, and keeps no view beyond its end.
 
+mod budget;
 mod inbox;
 mod intake;
 mod ranges;
@@ -28,6 +30,7 @@ use tokio::time::Sleep;
 use varve_protocol::{Decoder, FrameError, Step, WireError, encode_connection_error, encode_error};
 use varve_types::ApiError;
 
+pub(crate) use budget::Budget;
 pub use inbox::Inbox;
 
 use crate::metrics::add;
@@ -37,6 +40,7 @@ use crate::watch::WatchSet;
 use inbox::Delivery;
 pub(crate) use inbox::Mail;
 use intake::{Batch, Spares};
+use ranges::PausedRange;
 use work::Work;
 
 /// Requests that may be in flight on one connection.
@@ -49,6 +53,8 @@ const MAX_IN_FLIGHT_BYTES: usize = 16 << 20;
 const MAX_IN_FLIGHT_REPLY_BYTES: usize = varve_types::MAX_REPLY_BYTES;
 /// Output past which nothing more is answered from views or sent to watches.
 const OUT_ROOM: usize = 1 << 20;
+/// Ranges that may be under way on one connection; further reads wait for them.
+const MAX_PAUSED: usize = 16;
 /// Output past which the socket is not read.
 const OUT_READ_LIMIT: usize = 4 << 20;
 /// Size of the input buffer at first, and up to which it grows with the traffic.
@@ -77,6 +83,11 @@ pub struct Connection {
     mail: Mail,
     spares: Spares,
     work: VecDeque<Work>,
+    /// Ranges with more to answer, behind all reads that are not: a long range must
+    /// not hold up short ones.
+    ranges: VecDeque<PausedRange>,
+    /// Reads left no time for a range in the last poll.
+    ranges_waited: bool,
     watches: Option<WatchSet>,
     notice: Option<Pin<Box<Sleep>>>,
     in_flight: usize,
@@ -111,6 +122,8 @@ impl Connection {
             mail: Mail::default(),
             spares: Spares::default(),
             work: VecDeque::new(),
+            ranges: VecDeque::new(),
+            ranges_waited: false,
             watches: None,
             notice: None,
             in_flight: 0,
@@ -133,9 +146,10 @@ impl Connection {
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut budget = Budget::new();
         loop {
             let mut progress = self.take_mail(context);
-            self.fill_output();
+            self.fill_output(&mut budget);
             progress |= self.poll_notice(context);
             match self.poll_write(context) {
                 Poll::Ready(result) => progress |= result?,
@@ -156,15 +170,23 @@ impl Connection {
                     Poll::Pending => {}
                 }
             }
-            if !progress {
-                return Poll::Pending;
+            if budget.is_spent() {
+                // There may be more to do, but the worker's other connections come first. A
+                // mere wake-up would not do: a worker looks at its sockets only now and then
+                // while a task is ready, and this one always would be.
+                let _ = std::pin::pin!(tokio::task::yield_now()).poll(context);
+            } else if progress {
+                continue;
             }
+            self.work.iter_mut().for_each(Work::release);
+            return Poll::Pending;
         }
     }
 
     fn is_done(&self) -> bool {
         let written = self.sent == self.out.len();
-        written && (self.failed || (self.ended && self.in_flight == 0 && self.work.is_empty()))
+        let answered = self.in_flight == 0 && self.work.is_empty() && self.ranges.is_empty();
+        written && (self.failed || (self.ended && answered))
     }
 
     fn may_read(&self) -> bool {
@@ -190,7 +212,11 @@ impl Connection {
                     let (service, out) = (&self.service, &mut self.out);
                     service.metrics.observe(&writes.kinds, started.elapsed());
                     match outcome {
-                        Ok(completion) => work::answer_writes(service, out, &writes, completion),
+                        Ok(completion) => {
+                            let inbox = &self.inbox;
+                            self.in_flight +=
+                                work::answer_writes(service, inbox, out, &writes, completion);
+                        }
                         Err(error) => {
                             let requests = writes.requests.iter().copied();
                             work::refuse_all(service, out, requests, error);
@@ -199,7 +225,12 @@ impl Connection {
                     self.spares.keep_writes(writes);
                 }
                 Delivery::Reads(reads, started, Ok((view, term))) => {
-                    self.work.push_back(Work::reads(reads, started, view, term));
+                    let work = Work::new(&self.service, reads, started, view, term);
+                    self.work.push_back(work);
+                }
+                Delivery::Removed(id, outcome) => {
+                    self.in_flight -= 1;
+                    work::answer_removed(&self.service, &mut self.out, id, outcome);
                 }
                 Delivery::Reads(reads, started, Err(error)) => {
                     self.in_flight -= reads.requests.len();
@@ -218,30 +249,46 @@ impl Connection {
         true
     }
 
-    /// Answers what can be answered here, as far as there is room.
-    fn fill_output(&mut self) {
-        while self.out.len() - self.sent < OUT_ROOM
-            && let Some(mut work) = self.work.pop_front()
-        {
-            let mut paused = None;
-            let step = work.step(&self.service, &mut self.out, &mut paused);
-            match step {
-                work::Step::More => self.work.push_front(work),
-                work::Step::Done => {}
-                work::Step::Answered(reads) => {
-                    self.in_flight -= reads.requests.len();
-                    self.in_flight_bytes -= reads.bodies.len();
-                    self.spares.keep_reads(reads);
-                }
+    fn has_room(&self) -> bool {
+        self.out.len() - self.sent < OUT_ROOM
+    }
+
+    /// Answers what can be answered here, as far as there is room and `budget`.
+    fn fill_output(&mut self, budget: &mut Budget) {
+        if std::mem::take(&mut self.ranges_waited) && self.has_room() {
+            self.resume_range(budget);
+        }
+        while self.has_room() && !budget.is_spent() && self.ranges.len() < MAX_PAUSED {
+            let Some(work) = self.work.front_mut() else {
+                break;
+            };
+            work.step(&self.service, &mut self.out, budget, &mut self.ranges);
+            if let Some(reads) = work.finished(&self.service) {
+                self.work.pop_front();
+                self.in_flight -= reads.requests.len();
+                self.in_flight_bytes -= reads.bodies.len();
+                self.spares.keep_reads(reads);
             }
-            if let Some(range) = paused {
-                // Behind the others: a long range must not hold up short ones.
-                self.work.push_back(Work::Range(Box::new(range)));
-            }
+        }
+        self.ranges_waited = !self.ranges.is_empty() && budget.is_spent();
+        while self.has_room() && !budget.is_spent() && !self.ranges.is_empty() {
+            self.resume_range(budget);
         }
         let room = self.sent + OUT_ROOM;
         if let Some(watches) = &mut self.watches {
-            watches.pump(&mut self.out, room);
+            watches.pump(&mut self.out, room, budget);
+        }
+    }
+
+    /// Goes on with the first range that is under way: one at a time, so that no
+    /// more than one collects keys to sort.
+    fn resume_range(&mut self, budget: &mut Budget) {
+        if let Some(range) = self.ranges.front_mut() {
+            let view = self.service.node.view();
+            if range.resume(&mut self.out, &view) {
+                self.ranges.pop_front();
+            }
+            budget.charge(Budget::SCAN);
         }
     }
 

@@ -1,114 +1,124 @@
 //! Answers that a connection makes itself, as far as its output has room.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use varve_engine::mvcc::{CommandResponse, Reply, View};
+use varve_engine::mvcc::{CommandResponse, MvccError, Reply, View};
 use varve_protocol::{
     Empty, Request, WireError, encode_error, encode_put_reply, encode_reply, opcode,
 };
 use varve_raft::Completion;
-use varve_types::{ApiError, ResponseHeader};
+use varve_types::{ApiError, ResponseHeader, TxnRequest, TxnResponse};
 
-use super::inbox::{Reads, Writes};
+use super::budget::Budget;
+use super::inbox::{Inbox, Reads, RemovedSink, Writes};
 use super::ranges::{self, PausedRange};
 use crate::metrics::add;
 use crate::service::{Service, wire_error};
 
-/// Something that still has to be answered.
-pub(super) enum Work {
-    /// Reads from a view; the number says how many are done, and where the next body starts.
-    Reads {
-        reads: Reads,
-        done: usize,
-        body_start: usize,
-        started: Instant,
-        view: Arc<View>,
-        header: Option<ResponseHeader>,
-        term: u64,
-    },
-    /// The rest of a long range.
-    Range(Box<PausedRange>),
+/// Reads of one batch, answered one after the other.
+pub(super) struct Work {
+    reads: Reads,
+    /// How many are done, and where the next body starts.
+    done: usize,
+    body_start: usize,
+    started: Instant,
+    /// Let go when a poll ends before they are all answered: the rest is as well
+    /// answered from a newer one, and a client that does not read keeps no old pages.
+    view: Option<Source>,
 }
 
-/// What a step of work came to.
-pub(super) enum Step {
-    /// There is more of it.
-    More,
-    /// It is done.
-    Done,
-    /// It is done; these requests are answered.
-    Answered(Reads),
+struct Source {
+    view: Arc<View>,
+    header: ResponseHeader,
+}
+
+impl Source {
+    fn new(service: &Service, view: Arc<View>, term: u64) -> Self {
+        let header = service.header(view.revision(), term);
+        Self { view, header }
+    }
 }
 
 impl Work {
-    pub(super) fn reads(reads: Reads, started: Instant, view: Arc<View>, term: u64) -> Self {
-        Self::Reads {
+    pub(super) fn new(
+        service: &Service,
+        reads: Reads,
+        started: Instant,
+        view: Arc<View>,
+        term: u64,
+    ) -> Self {
+        Self {
             reads,
             done: 0,
             body_start: 0,
             started,
-            view,
-            header: None,
-            term,
+            view: Some(Source::new(service, view, term)),
         }
     }
 
-    /// Answers the next request, or the next piece of a range. The rest of a range that
-    /// does not fit is put into `paused`.
+    /// Lets the view go.
+    pub(super) fn release(&mut self) {
+        self.view = None;
+    }
+
+    /// Answers the next request. The rest of a range that does not fit is put into `paused`.
     pub(super) fn step(
         &mut self,
         service: &Service,
         out: &mut Vec<u8>,
-        paused: &mut Option<PausedRange>,
-    ) -> Step {
-        match self {
-            Self::Range(range) => {
-                if range.resume(out) {
-                    Step::Done
-                } else {
-                    Step::More
-                }
-            }
-            Self::Reads {
-                reads,
-                done,
-                body_start,
-                started,
-                view,
-                header,
-                term,
-            } => {
-                let header = *header.get_or_insert_with(|| service.header(view.revision(), *term));
-                if let Some(&(id, opcode, end)) = reads.requests.get(*done) {
-                    let body = &reads.bodies[*body_start..end];
-                    *paused = answer_read(service, out, view, header, (id, opcode), body);
-                    *done += 1;
-                    *body_start = end;
-                }
-                if *done < reads.requests.len() {
-                    return Step::More;
-                }
-                service.metrics.observe(&reads.kinds, started.elapsed());
-                Step::Answered(std::mem::take(reads))
-            }
+        budget: &mut Budget,
+        paused: &mut VecDeque<PausedRange>,
+    ) {
+        let source = self
+            .view
+            .get_or_insert_with(|| Source::new(service, service.node.view(), service.term()));
+        if let Some(&(id, opcode, end)) = self.reads.requests.get(self.done) {
+            let body = &self.reads.bodies[self.body_start..end];
+            paused.extend(answer_read(
+                service,
+                out,
+                source,
+                budget,
+                (id, opcode),
+                body,
+            ));
+            self.done += 1;
+            self.body_start = end;
         }
+    }
+
+    /// The requests, if all are answered.
+    pub(super) fn finished(&mut self, service: &Service) -> Option<Reads> {
+        if self.done < self.reads.requests.len() {
+            return None;
+        }
+        let metrics = &service.metrics;
+        metrics.observe(&self.reads.kinds, self.started.elapsed());
+        Some(std::mem::take(&mut self.reads))
     }
 }
 
-/// Answers one read from `view`; the rest of a long range is returned.
+/// Answers one read; the rest of a long range is returned.
 fn answer_read(
     service: &Service,
     out: &mut Vec<u8>,
-    view: &Arc<View>,
-    header: ResponseHeader,
+    Source { view, header }: &Source,
+    budget: &mut Budget,
     (id, opcode): (u64, u8),
     body: &[u8],
 ) -> Option<PausedRange> {
-    let result = match Request::decode(opcode, body) {
+    let header = *header;
+    let decoded = Request::decode(opcode, body);
+    budget.charge(match &decoded {
+        Ok(Request::Range(range)) if range.range_end.is_empty() => Budget::KEY,
+        _ => Budget::SCAN,
+    });
+    let result = match decoded {
         Ok(Request::Range(range)) if range.key.is_empty() => Err(ApiError::KeyNotProvided.into()),
         Ok(Request::Range(range)) => return ranges::answer(out, view, id, header, &range),
-        Ok(Request::Txn(txn)) => match view.read_txn(&txn) {
+        Ok(Request::Txn(txn)) => match read_txn(view, &txn) {
             Ok(reply) => {
                 encode_reply(out, opcode::TXN, id, &header, &reply);
                 Ok(())
@@ -121,7 +131,7 @@ fn answer_read(
         }
         Ok(_) => Err(WireError::internal("a request changed while it waited")),
         Err(error) => {
-            add(&service.metrics.malformed, 1);
+            add(&service.metrics.malformed, u64::from(error.api().is_none()));
             Err((&error).into())
         }
     };
@@ -130,6 +140,17 @@ fn answer_read(
         encode_error(out, opcode, id, &error);
     }
     None
+}
+
+/// Answers a transaction that only reads. It is answered from one state and in one
+/// step: where that may go over many keys, the worker's other connections move to
+/// another thread meanwhile.
+fn read_txn(view: &View, txn: &TxnRequest<'_>) -> Result<TxnResponse, MvccError> {
+    if txn.names_ranges() {
+        tokio::task::block_in_place(|| view.read_txn(txn))
+    } else {
+        view.read_txn(txn)
+    }
 }
 
 /// Appends the same error for each request.
@@ -146,16 +167,25 @@ pub(super) fn refuse_all(
     }
 }
 
-/// Appends the answers to a proposal.
+/// Appends the answers to a proposal, but for those that wait until compacted history
+/// is gone: how many these are.
 pub(super) fn answer_writes(
     service: &Service,
+    inbox: &Arc<Inbox>,
     out: &mut Vec<u8>,
     writes: &Writes,
     completion: Completion,
-) {
+) -> usize {
     let mut replies = completion.replies.into_iter();
-    for &(id, opcode) in &writes.requests {
+    let mut held = 0;
+    for (at, &(id, opcode)) in writes.requests.iter().enumerate() {
         match replies.next() {
+            Some(reply) if reply.result.is_ok() && writes.physical.contains(&at) => {
+                let header = service.header(reply.revision, completion.term);
+                let sink = RemovedSink::new(Arc::clone(inbox), id, header);
+                service.node.when_removed(sink);
+                held += 1;
+            }
             Some(reply) => answer_write(service, out, (id, opcode), reply, completion.term),
             None => encode_error(
                 out,
@@ -164,6 +194,25 @@ pub(super) fn answer_writes(
                 &WireError::internal("the replica gave fewer answers than it was asked for"),
             ),
         }
+    }
+    held
+}
+
+/// Appends the answer to a compaction whose history is gone.
+pub(super) fn answer_removed(
+    service: &Service,
+    out: &mut Vec<u8>,
+    id: u64,
+    outcome: Result<ResponseHeader, ApiError>,
+) {
+    match outcome {
+        Ok(header) => encode_reply(out, opcode::COMPACTION, id, &header, &Empty),
+        Err(error) => refuse_all(
+            service,
+            out,
+            std::iter::once((id, opcode::COMPACTION)),
+            error,
+        ),
     }
 }
 

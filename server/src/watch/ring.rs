@@ -43,6 +43,11 @@ impl Recent {
         self.events.last_revision()
     }
 
+    /// How many events it has.
+    pub(super) fn events(&self) -> usize {
+        self.events.len()
+    }
+
     /// Visits the events of `range` from `revision` on, in order, until `visit` breaks.
     pub(super) fn visit(
         &self,

@@ -19,7 +19,7 @@ use varve_protocol::{
 use varve_types::{ApiError, EventKind, EventRef, ResponseHeader};
 
 use super::{OwnedRange, Source};
-use crate::connection::Inbox;
+use crate::connection::{Budget, Inbox};
 use crate::metrics::{add, subtract};
 use crate::service::{Service, wire_error};
 
@@ -31,9 +31,9 @@ const MAX_RANGE_BYTES: usize = 16 << 20;
 const MAX_PROGRESS: usize = 1024;
 /// etcd's words for a watch id that is taken.
 const DUPLICATE_ID: &str = "etcdserver: mvcc: duplicate watch ID provided on the WatchStream";
-/// Changes that one look into the store goes over at most, so that a watch of a
-/// rare key does not keep its worker for long.
-const MAX_SCANNED: usize = 10_000;
+/// Changes that one turn of a watch goes over at most (of recent ones: with the rest of
+/// their batch), so that a watch of a rare key does not keep its worker for long.
+const MAX_SCANNED: usize = 4_000;
 
 struct Watch {
     hub_key: usize,
@@ -234,8 +234,9 @@ impl WatchSet {
         self.next_notice
     }
 
-    /// Sends what there is, until `out` holds `room` bytes. Whether something is left.
-    pub(crate) fn pump(&mut self, out: &mut Vec<u8>, room: usize) -> bool {
+    /// Sends what there is, until `out` holds `room` bytes or `budget` is spent, but
+    /// gives one watch its turn in any case.
+    pub(crate) fn pump(&mut self, out: &mut Vec<u8>, room: usize, budget: &mut Budget) {
         while out.len() < room
             && let Some(id) = self.ready.pop_front()
         {
@@ -253,9 +254,12 @@ impl WatchSet {
             if matches!(turn, Turn::GoesOn) {
                 self.enqueue(id);
             }
+            budget.charge(Budget::SCAN);
+            if budget.is_spent() {
+                break;
+            }
         }
         self.answer_progress(out);
-        !self.ready.is_empty()
     }
 
     fn turn(&self, id: u64, watch: &mut Watch, out: &mut Vec<u8>) -> Turn {
@@ -273,7 +277,13 @@ impl WatchSet {
                 let header = self.header(view.revision().max(done - 1));
                 let mut frames = Frames::new(out, id, &header, watch);
                 let mut stopped = None;
+                let mut scanned = 0;
                 let _ = batches.iter().try_for_each(|batch| {
+                    if scanned >= MAX_SCANNED {
+                        stopped = Some(batch.first_revision());
+                        return ControlFlow::Break(());
+                    }
+                    scanned += batch.events();
                     batch.visit(watch.range.range(), next, &mut |event| {
                         if frames.full(event.kv.mod_revision) {
                             stopped = Some(event.kv.mod_revision);

@@ -9,6 +9,7 @@ mod random;
 mod replies;
 mod rules;
 mod snapshots;
+mod steps;
 mod txn_rules;
 mod watch;
 

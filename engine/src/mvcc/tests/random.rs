@@ -8,6 +8,7 @@ use super::super::{BatchOptions, CompactBudget, EventLimits, LiveEvents};
 use super::commands::{Step, queries, steps};
 use super::engines::Engine;
 use super::model::Model;
+use super::steps::stepped;
 use super::{ALL, Bench, all, copy, events};
 
 /// Grants the one lease that random puts may name.
@@ -119,6 +120,8 @@ fn verify(bench: &Bench, model: &Model, hashes: &[u128], queries: &[RangeRequest
     assert_eq!(view.compacted(), model.compacted);
     for request in queries {
         assert_eq!(bench.range(request), model.range(request), "{request:?}");
+        let (in_steps, _) = stepped(request, 3, 2, |_| bench.view());
+        assert_eq!(in_steps, model.range(request), "{request:?}");
         let count = view.count(request.range(), request.revision).ok();
         assert_eq!(count, model.range(request).ok().map(|range| range.count));
     }
