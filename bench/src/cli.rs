@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::engines::args::{BigArgs, EnginesArgs};
 use crate::load::value::MIN_VALUE_SIZE;
 
 /// Load generator and comparisons for Varve and its peers.
@@ -22,6 +23,11 @@ pub(crate) enum Command {
     Load(LoadArgs),
     /// Run the same load against etcd and Varve, one after the other, and print the ratio.
     Compare(CompareArgs),
+    /// Compare storage engines in this process: Varve's behind its log, and LMDB,
+    /// redb and fjall where built in (--features engines).
+    Engines(EnginesArgs),
+    /// Load and use a store that is larger than the memory it may have.
+    Big(BigArgs),
 }
 
 /// What a client does.

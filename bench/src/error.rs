@@ -52,6 +52,17 @@ pub(crate) enum BenchError {
         /// The most frequent error.
         what: String,
     },
+    /// A storage engine failed.
+    #[error("{name}: {what}")]
+    Engine {
+        /// Which row.
+        name: &'static str,
+        /// What it said.
+        what: String,
+    },
+    /// What was read is not what was written.
+    #[error("wrong answer: {0}")]
+    Mismatch(String),
     /// A generator thread ended without a result.
     #[error("a generator thread died; its message is above")]
     Worker,

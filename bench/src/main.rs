@@ -1,8 +1,10 @@
 //! `varve-bench`: loads a cluster and says what it did, checks what it reads
-//! back, and compares with etcd driven by the same generator.
+//! back, and compares with etcd driven by the same generator. Compares storage
+//! engines too.
 
 mod cli;
 mod compare;
+mod engines;
 mod error;
 mod http;
 mod load;
@@ -32,6 +34,8 @@ fn main() -> ExitCode {
         match cli.command {
             cli::Command::Load(args) => session::run(args).await,
             cli::Command::Compare(args) => compare::run(args).await,
+            cli::Command::Engines(args) => engines::run(&args),
+            cli::Command::Big(args) => engines::big::run(&args),
         }
     });
     match outcome {
