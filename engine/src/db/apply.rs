@@ -2,8 +2,9 @@
 //! order of the log, and answers those who wait. When idle it tidies up.
 
 use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 
-use crossbeam::channel::{Receiver, TryRecvError};
+use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
 
 use super::error::{DbError, Result};
 use super::gate::Gate;
@@ -17,6 +18,10 @@ const MAX_BATCHES: usize = 4096;
 const MAX_BYTES: usize = 4 << 20;
 /// Rounds between two steps of tidying while there is no idle moment.
 const ROUNDS_PER_TIDY: u32 = 8;
+/// How often an idle store looks whether there is something to tidy.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often during a vacuum.
+const VACUUM_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Runs until the log's thread has ended, or an error.
 pub(super) fn run<M: Machine>(
@@ -69,8 +74,18 @@ fn next<M: Machine>(
             Err(TryRecvError::Disconnected) => return Ok(None),
             Err(TryRecvError::Empty) => {}
         }
-        if !machine.tidy()? {
-            return Ok(completions.recv().ok());
+        if machine.tidy()? {
+            continue;
+        }
+        // A vacuum goes on after the checkpoint that it waits for.
+        let wait = match machine.backend().vacuums() {
+            true => VACUUM_INTERVAL,
+            false => IDLE_INTERVAL,
+        };
+        match completions.recv_timeout(wait) {
+            Ok(completion) => return Ok(Some(completion)),
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            Err(RecvTimeoutError::Timeout) => {}
         }
     }
 }

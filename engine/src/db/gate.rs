@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::batch::WriteBatch;
 use super::error::{DbError, Result};
@@ -16,6 +17,11 @@ use crate::wal::{Committer, FIRST_LSN, Group, Lsn, WalStats};
 const SPARE_GROUPS: usize = 8;
 /// A larger group gives its memory back.
 const SPARE_GROUP_BYTES: usize = 1 << 20;
+
+/// How often it is looked whether the engine wants a checkpoint.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often whoever waits for a vacuum looks how it goes.
+const VACUUM_POLL: Duration = Duration::from_millis(2);
 
 /// How much may wait, and how long the log may get.
 #[derive(Debug, Clone, Copy)]
@@ -165,12 +171,12 @@ impl<T> Gate<T> {
     pub(super) fn run_checkpoints(&self) {
         loop {
             let mut state = self.lock();
-            while !state.is_checkpoint_due {
+            while !state.is_checkpoint_due && !self.backend.wants_checkpoint() {
                 if state.committer.is_none() || state.stopped.is_some() {
                     return;
                 }
-                let waited = self.checkpoint_due.wait(state);
-                state = waited.unwrap_or_else(PoisonError::into_inner);
+                let waited = self.checkpoint_due.wait_timeout(state, LOOK_INTERVAL);
+                (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
             }
             state.is_checkpoint_due = false;
             drop(state);
@@ -196,6 +202,22 @@ impl<T> Gate<T> {
         }
         drop(state);
         self.room.notify_all();
+        Ok(())
+    }
+
+    /// Gives all free space back. The applying thread moves pages when it is idle
+    /// and between batches; the checkpoints that let the old ones go are made here.
+    pub(super) fn vacuum(&self) -> Result<()> {
+        self.backend.start_vacuum(true);
+        while self.backend.vacuums() {
+            if let Some(why) = self.stopped() {
+                return Err(DbError::Stopped(why));
+            }
+            if self.backend.wants_checkpoint() {
+                self.checkpoint()?;
+            }
+            std::thread::sleep(VACUUM_POLL);
+        }
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use varve_types::{Command, KeyRange};
 
 use super::batch::{Step, WriteBatch, decode};
 use super::error::Result;
-use super::machine::{Logged, Machine, applied};
+use super::machine::{Logged, Machine, Upkeep, applied};
 use super::options::Options;
 use super::pending::Pending;
 use super::pipeline::{self, Pipeline};
@@ -95,6 +95,11 @@ impl Kv {
         self.pipeline.gate().checkpoint()
     }
 
+    /// Gives all free space back; see [`super::Db::vacuum`].
+    pub fn vacuum(&self) -> Result<()> {
+        self.pipeline.gate().vacuum()
+    }
+
     /// Sizes of the store.
     pub fn stats(&self) -> Stats {
         self.pipeline.gate().backend().stats()
@@ -155,11 +160,13 @@ impl KvSnapshot {
 /// One tree of a storage engine as a machine.
 struct Map {
     backend: Arc<dyn Backend>,
+    upkeep: Upkeep,
 }
 
 impl Map {
     fn new(backend: Arc<dyn Backend>) -> Result<Self> {
-        Ok(Self { backend })
+        let upkeep = Upkeep::new();
+        Ok(Self { backend, upkeep })
     }
 }
 
@@ -196,7 +203,15 @@ impl Machine for Map {
         Ok(())
     }
 
+    /// Gives some space back.
     fn tidy(&mut self) -> Result<bool> {
-        Ok(false)
+        if !self.upkeep.is_vacuum_on(&*self.backend) {
+            return Ok(false);
+        }
+        let as_of = self.backend.snapshot()?.applied();
+        let mut batch = self.backend.begin()?;
+        let more = batch.vacuum_step()?;
+        batch.publish(as_of)?;
+        Ok(more)
     }
 }

@@ -11,7 +11,7 @@ use varve_types::{
 use super::batch::{Step, WriteBatch, decode, ends};
 use super::error::{DbError, Result};
 use super::iter::Iter;
-use super::machine::{Logged, Machine, applied};
+use super::machine::{Logged, Machine, Upkeep, applied};
 use super::options::Options;
 use super::pending::Pending;
 use super::pipeline::{self, Pipeline};
@@ -198,6 +198,12 @@ impl Db {
         self.pipeline.gate().checkpoint()
     }
 
+    /// Gives all free space back to the file system, beside readers and writers;
+    /// waits until that is done. Without it, what is spare for long goes by itself.
+    pub fn vacuum(&self) -> Result<()> {
+        self.pipeline.gate().vacuum()
+    }
+
     /// Sizes of the store.
     pub fn stats(&self) -> Stats {
         self.pipeline.gate().backend().stats()
@@ -233,13 +239,15 @@ fn mismatch(other: &CommandResponse) -> DbError {
 /// The revisioned store as a machine.
 struct Revisioned {
     store: Store,
+    upkeep: Upkeep,
 }
 
 impl Revisioned {
     fn new(backend: Arc<dyn Backend>, reader: &mut Option<Reader>) -> Result<Self> {
         let store = Store::open(backend)?;
         *reader = Some(store.reader());
-        Ok(Self { store })
+        let upkeep = Upkeep::new();
+        Ok(Self { store, upkeep })
     }
 }
 
@@ -284,14 +292,18 @@ impl Machine for Revisioned {
         Ok(())
     }
 
-    /// Removes some compacted history.
+    /// Removes some compacted history, then gives some space back.
     fn tidy(&mut self) -> Result<bool> {
-        if !self.store.compaction_pending() {
+        let is_compacting = self.store.compaction_pending();
+        if !is_compacting && !self.upkeep.is_vacuum_on(&**self.store.backend()) {
             return Ok(false);
         }
         let as_of = self.store.view().applied();
         let mut txn = self.store.begin(BatchOptions::default())?;
-        let more = txn.compact_step(CompactBudget::default())?;
+        let more = match is_compacting {
+            true => txn.compact_step(CompactBudget::default())?,
+            false => txn.vacuum_step()?,
+        };
         txn.publish(as_of)?;
         Ok(more)
     }

@@ -136,3 +136,45 @@ fn batches_that_were_never_waited_for_are_written() {
     let sums = kv.snapshot().unwrap().sums(KeyRange::From(b"")).unwrap();
     assert_eq!(sums.entries, 100);
 }
+
+#[test]
+fn a_vacuum_gives_space_back_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    let (db, kv) = (
+        Db::open(path.join("db"), options()).unwrap(),
+        Kv::open(path.join("kv"), options()).unwrap(),
+    );
+    for number in 0..2000u32 {
+        let mut batch = WriteBatch::new();
+        for part in 0..10u8 {
+            let key = [&number.to_be_bytes()[..], &[part]].concat();
+            batch.put(&key, &[part; 200]).unwrap();
+        }
+        drop((db.submit(&batch).unwrap(), kv.submit(&batch).unwrap()));
+    }
+    let kept = 1900u32.to_be_bytes();
+    let gone = KeyRange::Between(b"", &kept);
+    assert_eq!(db.delete_range(gone).unwrap().deleted, 19_000);
+    kv.delete_range(gone).unwrap();
+    db.compact(db.revision()).unwrap();
+    while db.view().compaction_pending() {
+        std::thread::yield_now();
+    }
+    for checkpoint in [Db::checkpoint, Db::vacuum] {
+        checkpoint(&db).unwrap();
+    }
+    kv.checkpoint().unwrap();
+    let before = kv.stats().file_bytes;
+    kv.vacuum().unwrap();
+    assert!(kv.stats().file_bytes < before / 3, "{before} {:?}", kv.stats());
+    assert!(db.stats().file_bytes < 2 << 20, "{:?}", db.stats());
+    db.check().unwrap();
+    kv.check().unwrap();
+    drop((db, kv));
+    let db = Db::open(path.join("db"), options()).unwrap();
+    let kv = Kv::open(path.join("kv"), options()).unwrap();
+    assert_eq!(db.iter(KeyRange::From(b""), 0).count(), 1000);
+    let sums = kv.snapshot().unwrap().sums(KeyRange::From(b"")).unwrap();
+    assert_eq!(sums.entries, 1000);
+}
