@@ -24,7 +24,7 @@ const MIN_GROWTH_PAGES: u64 = 256;
 /// by at most this many,
 const MAX_GROWTH_PAGES: u64 = 16_384;
 /// and otherwise by this part of itself.
-const GROWTH_PART: u64 = 32;
+const GROWTH_PART: u64 = 64;
 
 /// Pages that may wait for a checkpoint, beside a quarter of those in use, before
 /// they are a reason to make one: 64 MiB.
