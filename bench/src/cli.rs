@@ -28,6 +28,8 @@ pub(crate) enum Command {
     Engines(EnginesArgs),
     /// Load and use a store that is larger than the memory it may have.
     Big(BigArgs),
+    /// Measure puts before, during and after a compaction, and during a vacuum.
+    Upkeep(UpkeepArgs),
 }
 
 /// What a client does.
@@ -235,6 +237,27 @@ pub(crate) struct CompareArgs {
     /// Also measure the latency of one client on one connection.
     #[arg(long)]
     pub(crate) latency: bool,
+    #[command(flatten)]
+    pub(crate) shape: LoadShape,
+    #[command(flatten)]
+    pub(crate) spawn: SpawnArgs,
+    /// Write the results here.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+/// Arguments of `upkeep`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct UpkeepArgs {
+    /// Nodes of the cluster that is started.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) nodes: usize,
+    /// Revisions that there are before the compaction.
+    #[arg(long, default_value_t = 1_000_000)]
+    pub(crate) revisions: i64,
+    /// MiB of other keys that are written, and deleted before the vacuum.
+    #[arg(long, default_value_t = 256)]
+    pub(crate) ballast_mib: usize,
     #[command(flatten)]
     pub(crate) shape: LoadShape,
     #[command(flatten)]

@@ -13,6 +13,7 @@ mod report;
 mod session;
 mod spawn;
 mod target;
+mod upkeep;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
             cli::Command::Compare(args) => compare::run(args).await,
             cli::Command::Engines(args) => engines::run(&args),
             cli::Command::Big(args) => engines::big::run(&args),
+            cli::Command::Upkeep(args) => upkeep::run(args).await,
         }
     });
     match outcome {

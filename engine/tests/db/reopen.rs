@@ -169,7 +169,11 @@ fn a_vacuum_gives_space_back_and_loses_nothing() {
     kv.checkpoint().unwrap();
     let before = kv.stats().file_bytes;
     kv.vacuum().unwrap();
-    assert!(kv.stats().file_bytes < before / 3, "{before} {:?}", kv.stats());
+    assert!(
+        kv.stats().file_bytes < before / 3,
+        "{before} {:?}",
+        kv.stats()
+    );
     assert!(db.stats().file_bytes < 2 << 20, "{:?}", db.stats());
     db.check().unwrap();
     kv.check().unwrap();
