@@ -18,16 +18,18 @@ use varve_engine::mvcc::{
 use varve_engine::wal::WalReader;
 use varve_types::{ApiError, Command, Commands};
 
+use crate::change::Tagged;
 use crate::changes::AppliedChange;
 use crate::entry::{self, Ahead};
 use crate::error::RaftError;
-use crate::io::{EntryData, ToApply, ToChange};
+use crate::io::{EntryData, ToApply};
 use crate::log;
 use crate::membership::Membership;
 use crate::meta;
 use crate::metrics::Metrics;
 use crate::node::Watchers;
-use crate::sink::{ChangeSink, Completion, ReplySink};
+use crate::proposals::Sinks;
+use crate::sink::{ChangeSink, Completion};
 use crate::snapshot::LoadedStore;
 
 /// Commands whose keys are prefetched at a time.
@@ -52,11 +54,20 @@ pub(crate) struct Applier {
     /// When it was last asked whether a vacuum pays.
     last_look: Instant,
     /// Answers to hand out once the batch is published.
-    answers: Vec<(Box<dyn ReplySink>, Vec<Reply>)>,
+    answers: Vec<Answer>,
+}
+
+/// The answers to one proposal of a batch.
+struct Answer {
+    /// The entry's place in the batch, and the proposal's in the entry.
+    place: (usize, usize),
+    replies: Vec<Reply>,
 }
 
 /// Who waits for a change, and whether it was made.
-pub(crate) type ChangeAnswer = (Box<dyn ChangeSink>, Result<(), ApiError>);
+pub(crate) type ChangeAnswer = (Box<dyn ChangeSink>, ChangeOutcome);
+
+type ChangeOutcome = Result<(), ApiError>;
 
 /// What a batch came to.
 pub(crate) struct AppliedBatch {
@@ -100,6 +111,9 @@ impl Applier {
     /// Applies entries as one batch, publishes it, and answers those who proposed
     /// them. It takes them off `entries` until there are none or the answers are
     /// large: what is left is for the next batch. `term` goes into the answers.
+    ///
+    /// After an error nothing was changed, and `entries` holds all that it held:
+    /// on a full disk the same can be done again.
     pub(crate) fn apply(
         &mut self,
         entries: &mut VecDeque<ToApply>,
@@ -113,8 +127,9 @@ impl Applier {
         if !self.watchers.wanted() {
             options.max_event_bytes = 0;
         }
+        self.answers.clear();
         let mut txn = self.store.begin(options)?;
-        let (mut changes, mut change_answers) = (Vec::new(), Vec::new());
+        let (mut changes, mut outcomes) = (Vec::new(), Vec::new());
         let mut batch = Batch {
             membership: &self.membership,
             changed: &mut membership,
@@ -122,11 +137,14 @@ impl Applier {
             commands: &mut commands,
             prefetched: 0,
             changes: &mut changes,
-            change_answers: &mut change_answers,
+            outcomes: &mut outcomes,
         };
+        let mut count = 0;
         while txn.reply_bytes() < BATCH_REPLY_BYTES
-            && let Some(entry) = entries.pop_front()
+            && let Some(entry) = entries.get(count)
         {
+            let place = count;
+            count += 1;
             if entry.index <= applied.index {
                 continue; // the store had it already before the restart
             }
@@ -134,15 +152,15 @@ impl Applier {
                 term: entry.term,
                 index: entry.index,
             };
-            if let Some(change) = entry.change {
-                batch.change(entry.index, change);
+            if let Some(change) = &entry.change {
+                batch.change(entry.index, place, &change.tagged);
                 continue;
             }
-            let data = match entry.data {
+            let data = match &entry.data {
                 EntryData::Here(data) => data,
-                EntryData::At(lsn) => log::read_entry(&self.reader, lsn, entry.index)?.data,
+                EntryData::At(lsn) => &log::read_entry(&self.reader, *lsn, entry.index)?.data,
             };
-            batch.entry(&mut txn, entry.index, &data, entry.sinks)?;
+            batch.entry(&mut txn, (entry.index, place), data, &entry.sinks)?;
         }
         if let Some(changed) = &membership {
             txn.put_meta(meta::MEMBERS, &meta::encode_members(changed))?;
@@ -153,7 +171,13 @@ impl Applier {
         if let Some(changed) = &membership {
             self.membership = changed.clone();
         }
-        self.answer(published.events, published.view, term);
+        let mut done: Vec<ToApply> = entries.drain(..count).collect();
+        let change_answers = outcomes.into_iter().filter_map(|(place, outcome)| {
+            let sink = done[place].change.as_mut()?.sink.take()?;
+            Some((sink, outcome))
+        });
+        let change_answers = change_answers.collect();
+        self.answer(&mut done, published.events, published.view, term);
         self.metrics
             .commands_applied
             .fetch_add(commands, Ordering::Relaxed);
@@ -167,12 +191,14 @@ impl Applier {
         })
     }
 
-    fn answer(&mut self, events: LiveEvents, view: Arc<View>, term: u64) {
+    fn answer(&mut self, done: &mut [ToApply], events: LiveEvents, view: Arc<View>, term: u64) {
         self.metrics
             .proposals_applied
             .fetch_add(self.answers.len() as u64, Ordering::Relaxed);
-        for (sink, replies) in self.answers.drain(..) {
-            sink.complete(Completion { term, replies });
+        for Answer { place, replies } in self.answers.drain(..) {
+            if let Some(sink) = done[place.0].sinks[place.1].take() {
+                sink.complete(Completion { term, replies });
+            }
         }
         if !matches!(events, LiveEvents::None) {
             self.watchers.notify(events, view);
@@ -195,13 +221,6 @@ impl Applier {
     #[cfg(test)]
     pub(crate) fn checkpoint(&self) -> Result<u64, RaftError> {
         Ok(self.store.backend().checkpoint()?.index)
-    }
-
-    /// Refuses those who wait for the batch that failed.
-    pub(crate) fn abandon(&mut self) {
-        for (sink, _) in self.answers.drain(..) {
-            sink.refuse(ApiError::Stopped);
-        }
     }
 
     /// Goes on with a store that another member sent; the old one is returned.
@@ -261,21 +280,22 @@ impl Applier {
 struct Batch<'a> {
     membership: &'a Membership,
     changed: &'a mut Option<Membership>,
-    answers: &'a mut Vec<(Box<dyn ReplySink>, Vec<Reply>)>,
+    answers: &'a mut Vec<Answer>,
     commands: &'a mut u64,
     /// Commands still to come whose keys were prefetched.
     prefetched: usize,
     changes: &'a mut Vec<AppliedChange>,
-    change_answers: &'a mut Vec<ChangeAnswer>,
+    /// The outcomes of changes, with the entry's place in the batch.
+    outcomes: &'a mut Vec<(usize, ChangeOutcome)>,
 }
 
 impl Batch<'_> {
     fn entry(
         &mut self,
         txn: &mut WriteTxn<'_>,
-        index: u64,
+        (index, place): (u64, usize),
         data: &Bytes,
-        sinks: Vec<Option<Box<dyn ReplySink>>>,
+        sinks: &Sinks,
     ) -> Result<(), RaftError> {
         if data.is_empty() {
             return Ok(()); // a new leader's first entry
@@ -290,16 +310,17 @@ impl Batch<'_> {
             Err(_) => return Ok(()),
         };
         let mut ahead = Ahead::new(&proposals);
-        let mut sinks = sinks.into_iter();
+        let mut number = 0;
         while let Ok(Some((count, commands))) = proposals.next_proposal() {
-            match sinks.next().flatten() {
-                Some(sink) => {
-                    let mut replies = Vec::with_capacity(count as usize);
-                    self.commands(txn, commands, &mut ahead, |reply| replies.push(reply))?;
-                    self.answers.push((sink, replies));
-                }
-                None => self.silent(txn, commands, &mut ahead)?,
+            if let Some(Some(_)) = sinks.get(number) {
+                let mut replies = Vec::with_capacity(count as usize);
+                self.commands(txn, commands, &mut ahead, |reply| replies.push(reply))?;
+                let place = (place, number);
+                self.answers.push(Answer { place, replies });
+            } else {
+                self.silent(txn, commands, &mut ahead)?;
             }
+            number += 1;
         }
         Ok(())
     }
@@ -372,8 +393,7 @@ impl Batch<'_> {
 
     /// Changes the members. The leader has made sure that it can be done, with all
     /// before it applied; if not, every member refuses it alike.
-    fn change(&mut self, index: u64, change: ToChange) {
-        let ToChange { tagged, sink } = change;
+    fn change(&mut self, index: u64, place: usize, tagged: &Tagged) {
         let members = self.changed.get_or_insert_with(|| self.membership.clone());
         let outcome = members.change(&tagged.change);
         let id = tagged.change.member_id();
@@ -388,7 +408,7 @@ impl Batch<'_> {
             number: tagged.number,
             conf: made.filter(|_| outcome.is_ok()),
         });
-        self.change_answers.extend(sink.map(|sink| (sink, outcome)));
+        self.outcomes.push((place, outcome));
     }
 
     fn publish_member(&mut self, attributes: varve_types::MemberAttributes) {

@@ -42,6 +42,9 @@ const MAX_BATCH_ENTRIES: usize = 4096;
 /// Batches between two steps of compaction while there is no idle moment.
 const BATCHES_PER_COMPACTION_STEP: u32 = 8;
 
+/// How long to wait before the disk is tried again where it was full.
+const SPACE_RETRY: Duration = Duration::from_millis(250);
+
 /// How often the checkpoint thread looks whether one is due.
 const CHECKPOINT_POLL: Duration = Duration::from_millis(200);
 
@@ -268,25 +271,28 @@ fn discard(loaded: LoadedStore, shared: &Arc<Shared>) {
 
 /// The applier's thread.
 pub(crate) fn run_apply(mut applier: Applier, jobs: &Receiver<ApplyJob>, shared: &Arc<Shared>) {
-    let run = AssertUnwindSafe(|| apply_loop(&mut applier, jobs, shared));
+    let mut entries = VecDeque::new();
+    let run = AssertUnwindSafe(|| apply_loop(&mut applier, &mut entries, jobs, shared));
     match std::panic::catch_unwind(run) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => shared.fail(error.to_string()),
         Err(panic) => shared.fail(format!("a bug in the store: {}", panic_text(&*panic))),
     }
-    applier.abandon();
     shared.removal.close();
     for job in jobs.try_iter() {
-        if let ApplyJob::Entries(entries) = job {
-            for sink in entries.into_iter().flat_map(|entry| entry.sinks).flatten() {
-                sink.refuse(varve_types::ApiError::Stopped);
-            }
+        if let ApplyJob::Entries(more) = job {
+            entries.extend(more);
         }
+    }
+    for sink in entries.into_iter().flat_map(|entry| entry.sinks).flatten() {
+        sink.refuse(varve_types::ApiError::Stopped);
     }
 }
 
+/// After an error or a panic `entries` holds those that were not applied.
 fn apply_loop(
     applier: &mut Applier,
+    entries: &mut VecDeque<ToApply>,
     jobs: &Receiver<ApplyJob>,
     shared: &Arc<Shared>,
 ) -> Result<(), RaftError> {
@@ -301,11 +307,11 @@ fn apply_loop(
             },
         };
         match job {
-            ApplyJob::Entries(entries) => {
-                let mut entries = VecDeque::from(entries);
-                next = merge(&mut entries, jobs);
+            ApplyJob::Entries(more) => {
+                entries.extend(more);
+                next = merge(entries, jobs);
                 while !entries.is_empty() {
-                    let batch = applier.apply(&mut entries, shared.term())?;
+                    let batch = wait_for_space(shared, || applier.apply(entries, shared.term()))?;
                     report(batch, shared);
                     batches = batches.wrapping_add(1);
                     if batches.is_multiple_of(BATCHES_PER_COMPACTION_STEP) {
@@ -315,6 +321,30 @@ fn apply_loop(
             }
             ApplyJob::Install(loaded) => install(applier, *loaded, shared)?,
         }
+    }
+}
+
+/// Does `what`, again and again while the disk of the store is full. Meanwhile
+/// no new proposals are taken, but the replica goes on.
+fn wait_for_space<T>(
+    shared: &Shared,
+    mut what: impl FnMut() -> Result<T, RaftError>,
+) -> Result<T, RaftError> {
+    loop {
+        let result = what();
+        let error = match result {
+            Err(error) if error.is_no_space() && !shared.is_stopped.load(Ordering::Relaxed) => {
+                error
+            }
+            result => {
+                shared.is_store_full.store(false, Ordering::Relaxed);
+                return result;
+            }
+        };
+        if !shared.is_store_full.swap(true, Ordering::Relaxed) {
+            tracing::error!("the store waits for space: {error}");
+        }
+        std::thread::sleep(SPACE_RETRY);
     }
 }
 
@@ -343,7 +373,11 @@ fn next_job(
 /// Does some maintenance, and tells those who wait for compacted history to be removed
 /// when there is none left.
 fn maintain(applier: &mut Applier, shared: &Shared) -> Result<bool, RaftError> {
-    let more = applier.maintain()?;
+    let more = match applier.maintain() {
+        // It can wait for space.
+        Err(error) if error.is_no_space() => return Ok(false),
+        result => result?,
+    };
     if !applier.compaction_pending() {
         shared.removal.done();
     }
@@ -419,6 +453,7 @@ pub(crate) struct CheckpointPolicy {
 pub(crate) fn run_checkpoints(policy: CheckpointPolicy, stop: &Receiver<()>, shared: &Arc<Shared>) {
     let mut last = Instant::now();
     let mut last_end = shared.wal_stats.end_lsn.load(Ordering::Relaxed);
+    let mut is_full = false;
     let mut last_index = shared.current.load().backend.durable().index;
     while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(CHECKPOINT_POLL) {
         let end = shared.wal_stats.end_lsn.load(Ordering::Relaxed);
@@ -433,7 +468,14 @@ pub(crate) fn run_checkpoints(policy: CheckpointPolicy, stop: &Receiver<()>, sha
             continue;
         }
         match checkpoint(shared) {
-            Ok(index) => last_index = index,
+            Ok(index) => (last_index, is_full) = (index, false),
+            Err(error) if error.is_no_space() => {
+                // The last checkpoint stands, and the log behind it.
+                if !std::mem::replace(&mut is_full, true) {
+                    tracing::warn!("no checkpoint yet: {error}");
+                }
+                continue;
+            }
             Err(error) => return shared.fail(format!("checkpoint: {error}")),
         }
         (last, last_end) = (Instant::now(), end);

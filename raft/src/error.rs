@@ -87,3 +87,14 @@ pub enum RaftError {
     #[error("the node has stopped: {0}")]
     Stopped(String),
 }
+
+impl RaftError {
+    /// Whether the disk of the store is full: what met it was not done, and can be
+    /// once there is room.
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Engine(error) | Self::Store(MvccError::Backend(error)) => error.is_no_space(),
+            _ => false,
+        }
+    }
+}

@@ -320,6 +320,9 @@ impl NodeHandle {
         if shared.is_stopped.load(Ordering::Relaxed) {
             return proposal.sink.refuse(ApiError::Stopped);
         }
+        if shared.lacks_space() {
+            return proposal.sink.refuse(ApiError::NoSpace);
+        }
         let bytes = proposal.commands.len();
         let before = shared.proposal_bytes.fetch_add(bytes, Ordering::Relaxed);
         if before + bytes > shared.max_pending_bytes {

@@ -51,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) max_pending_bytes: usize,
     pub(crate) is_stopped: AtomicBool,
     pub(crate) removal: Removal,
+    /// The applier waits for space.
+    pub(crate) is_store_full: AtomicBool,
     failure: Mutex<Option<String>>,
     status: SharedStatus,
 }
@@ -91,6 +93,7 @@ impl Shared {
             max_pending_bytes,
             is_stopped: AtomicBool::new(false),
             removal: Removal::default(),
+            is_store_full: AtomicBool::new(false),
             failure: Mutex::new(None),
             status: SharedStatus::default(),
         }
@@ -136,6 +139,12 @@ impl Shared {
             .has_leader
             .store(status.leader != 0, Ordering::Relaxed);
         metrics.is_leader.store(status.is_leader, Ordering::Relaxed);
+    }
+
+    /// Whether log or store lack space on their disk.
+    pub(crate) fn lacks_space(&self) -> bool {
+        self.is_store_full.load(Ordering::Relaxed)
+            || self.wal_stats.low_space.load(Ordering::Relaxed) != 0
     }
 
     pub(crate) fn term(&self) -> u64 {

@@ -287,3 +287,33 @@ fn a_store_ahead_of_the_log_is_refused() {
     let error = Node::start(config, Box::new(NoTransport), Box::new(())).unwrap_err();
     assert!(error.to_string().contains("it has lost entries"), "{error}");
 }
+
+#[test]
+fn a_full_disk_refuses_writes_until_there_is_room_without_a_restart() {
+    let cluster = Cluster::start(1, |_| {});
+    let node = cluster.handle("n0");
+    put(&node, b"first", b"").unwrap();
+    let disk = &cluster.members["n0"].disk;
+    disk.set_capacity(Some(disk.used_bytes()));
+    let payload = vec![7; 20_000];
+    let mut acknowledged = 0;
+    let refused = loop {
+        let key = format!("key{acknowledged:03}");
+        match put(&node, key.as_bytes(), &payload) {
+            Ok(_) => acknowledged += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused, ApiError::NoSpace);
+    assert!(acknowledged > 10, "{acknowledged} entries");
+    assert_eq!(node.failure(), None);
+    let view = read(&node).unwrap();
+    assert_eq!(common::keys(&view), acknowledged + 1);
+    assert_eq!(put(&node, b"again", b""), Err(ApiError::NoSpace));
+    disk.set_capacity(None);
+    wait("space", || put(&node, b"last", b"here").ok());
+    let view = read(&node).unwrap();
+    assert_eq!(value(&view, b"last").unwrap(), b"here");
+    assert_eq!(common::keys(&view), acknowledged + 2);
+    assert_eq!(node.failure(), None);
+}

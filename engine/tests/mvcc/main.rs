@@ -2,6 +2,7 @@
 //! failing disks.
 
 mod crash;
+mod faults;
 mod system;
 
 /// A number from the environment, for campaigns.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use varve_engine::backend::memory::Memory;
+use varve_engine::btree::{Btree, Options};
 use varve_engine::disk::SimDisk;
 use varve_engine::mvcc::{CommandResponse, Store};
 use varve_types::{
@@ -98,4 +99,49 @@ fn a_batch_ends_where_its_answers_get_large() {
     // are handed out before the next one is made.
     assert_eq!(batches, [(15, 3), (18, 6), (21, 9), (22, 10)]);
     assert_eq!(*keys.lock().unwrap(), [12; 10]);
+}
+
+#[test]
+fn a_batch_that_finds_no_space_can_be_applied_again_and_is_answered_once() {
+    let disk = SimDisk::new();
+    let path = std::path::Path::new("/store");
+    let options = Options { map_bytes: 1 << 26 };
+    let backend = Arc::new(Btree::open(&disk, path, options).unwrap());
+    let store = Store::open(backend).unwrap();
+    let reader = wal(&SimDisk::new()).reader();
+    let members = Arc::new(membership());
+    let mut applier = Applier::new(store, members, reader, Box::new(()), Arc::default());
+    let keys: Arc<Mutex<Vec<usize>>> = Arc::default();
+    let mut entries = VecDeque::new();
+    for index in 1..=20 {
+        let key = [b'k', index as u8];
+        let put = PutRequest {
+            key: &key,
+            value: &vec![7; 100_000],
+            ..PutRequest::default()
+        };
+        let range = RangeRequest {
+            key: &key,
+            ..RangeRequest::default()
+        };
+        let txn = TxnRequest {
+            success: vec![RequestOp::Put(put), RequestOp::Range(range)],
+            ..TxnRequest::default()
+        };
+        entries.push_back(to_apply(index, &Command::Txn(txn), &keys));
+    }
+    disk.set_capacity(Some(disk.used_bytes() + (1 << 20)));
+    for _ in 0..3 {
+        let Err(error) = applier.apply(&mut entries, 1) else {
+            panic!("two megabytes found room in one");
+        };
+        assert!(error.is_no_space(), "{error}");
+        assert_eq!((entries.len(), applier.view().revision()), (20, 1));
+        assert_eq!(*keys.lock().unwrap(), [0; 0]);
+    }
+    disk.set_capacity(None);
+    let batch = applier.apply(&mut entries, 1).unwrap();
+    assert_eq!((batch.index, entries.len()), (20, 0));
+    assert_eq!(applier.view().revision(), 21);
+    assert_eq!(*keys.lock().unwrap(), [1; 20]);
 }
