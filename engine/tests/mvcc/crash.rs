@@ -17,7 +17,7 @@ use crate::variable;
 const ENTRIES: u64 = 300;
 
 /// Most states that are visited of one workload.
-const STATES_PER_WORKLOAD: u64 = 10_000;
+const STATES_PER_WORKLOAD: u64 = 16_000;
 
 /// How a workload may break the rules, for the proof that that shows.
 #[derive(Clone, Copy, PartialEq, Eq)]
