@@ -3,13 +3,14 @@
 //! Goes over every page of the newest published state: checksums of what was
 //! checkpointed, the pages' own structure, order of keys within and across
 //! pages, separators, levels, births, sums, flags; and over the free space:
+//! the meta page is what was written, and
 //! every page of the file is exactly one of free, in use by the state, in use
 //! by the free map, or on the way between.
 
 use super::branch::{Child, plus};
-use super::meta::META_PAGES;
-use super::page::{Page, validate};
-use super::pager::{View, run_pages};
+use super::meta::{META_PAGES, Meta};
+use super::page::{PAGE_BYTES, Page, validate};
+use super::pager::{Pager, View, disk_error, run_pages};
 use super::path::MAX_DEPTH;
 use super::slotted::joined;
 use super::space::{Extent, Space};
@@ -21,6 +22,7 @@ use crate::backend::{BackendError, CheckReport, Result, Sums};
 pub(super) fn check(shared: &Shared) -> Result<CheckReport> {
     // No checkpoint meanwhile, so that the free map stays what it is.
     let keeper = shared.keeper();
+    check_meta(shared.pager(), &keeper.meta)?;
     let (pin, space) = {
         let space = shared.space();
         (shared.readers().pin(), space.clone())
@@ -39,6 +41,20 @@ pub(super) fn check(shared: &Shared) -> Result<CheckReport> {
     }
     walk.space(&space)?;
     Ok(walk.report)
+}
+
+/// The meta page of the last checkpoint is read when the store is opened and not
+/// again: what befalls it later shows only here.
+fn check_meta(pager: &Pager, meta: &Meta) -> Result<()> {
+    let mut found = [0; PAGE_BYTES];
+    let offset = meta.page() * PAGE_BYTES as u64;
+    let read = pager.file().read_at(&mut found, offset);
+    read.map_err(disk_error)?;
+    if found != meta.encode() {
+        let what = "is not the meta page that the last checkpoint wrote";
+        return Err(pager.damaged(meta.page(), what));
+    }
+    Ok(())
 }
 
 struct Walk<'v> {

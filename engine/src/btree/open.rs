@@ -96,6 +96,15 @@ fn choose(file: &dyn File, found: &[Found; 2]) -> Result<Option<Meta>> {
         _ => None,
     });
     if let Some(meta) = valid.max_by_key(|meta| meta.sequence) {
+        for (page, found) in found.iter().enumerate() {
+            if let Found::Invalid(what) | Found::Foreign(what) = found {
+                tracing::warn!(
+                    "{}: page {page} is damaged: {what}; the power went while it was written, or \
+                     it has rotted since; going on from the checkpoint in the other meta page",
+                    file.path().display()
+                );
+            }
+        }
         return Ok(Some(meta));
     }
     for (page, found) in found.iter().enumerate() {

@@ -128,6 +128,90 @@ fn a_flipped_bit_in_any_kind_of_page_is_found_and_named() {
     }
 }
 
+/// Whether anything is read from a page: without its bytes it is missed.
+fn is_used(disk: &SimDisk, model: &Model, page: usize) -> bool {
+    let without = disk.crash_now(1);
+    let file = without.open(path(), OpenMode::Existing).expect("the file");
+    file.write_at(&[0; PAGE_BYTES], (page * PAGE_BYTES) as u64)
+        .expect("blanked");
+    matches!(judge(&without, model), Verdict::Found(_))
+}
+
+#[test]
+fn every_flipped_bit_of_a_page_in_use_is_found_and_its_page_named() {
+    let (disk, model) = build();
+    let bytes = bytes_of(&disk);
+    let mut random = Random::new(8);
+    let mut flips = [0; 6];
+    for page in 2..bytes.len() / PAGE_BYTES {
+        if !is_used(&disk, &model, page) {
+            continue;
+        }
+        let kind = usize::from(bytes[page * PAGE_BYTES + 4]);
+        // The inside of a run; its length is in the run's first page.
+        let inside = !(1..=5).contains(&kind);
+        let first = (2..=page)
+            .rev()
+            .find(|page| bytes[page * PAGE_BYTES + 4] == 3);
+        for _ in 0..6 {
+            let at = random.below(PAGE_BYTES);
+            let damaged = disk.crash_now(1);
+            damaged
+                .corrupt(
+                    path(),
+                    (page * PAGE_BYTES + at) as u64,
+                    1 << random.below(8),
+                )
+                .expect("flipped");
+            let Verdict::Found(error) = judge(&damaged, &model) else {
+                // Behind the value's end there is nothing.
+                assert!(inside, "byte {at} of page {page}, kind {kind}: not found");
+                continue;
+            };
+            let named = match (inside, first) {
+                (true, Some(first)) => first,
+                _ => page,
+            };
+            assert!(
+                error.to_string().contains(&format!("page {named} ")),
+                "byte {at} of page {page}, kind {kind}: {error}"
+            );
+            flips[if inside { 0 } else { kind }] += 1;
+        }
+    }
+    assert!(flips.iter().all(|count| *count >= 6), "{flips:?}");
+}
+
+#[test]
+fn a_meta_page_that_rots_while_the_store_is_open_is_found_and_named() {
+    let (disk, _) = build();
+    let mut named = [0; 2];
+    let mut random = Random::new(9);
+    for _ in 0..60 {
+        let disk = disk.crash_now(1);
+        let store = open(&disk).expect("undamaged so far");
+        let page = random.below(2);
+        let at = page * PAGE_BYTES + random.below(PAGE_BYTES);
+        disk.corrupt(path(), at as u64, 1 << random.below(8))
+            .expect("flipped");
+        // The other one is of no use any more, and the next checkpoint writes it.
+        if let Err(error) = store.check() {
+            assert!(
+                error
+                    .to_string()
+                    .contains(&format!("page {page} is damaged")),
+                "{error}"
+            );
+            named[page] += 1;
+        }
+    }
+    assert!(
+        named == [0, named[1]] || named == [named[0], 0],
+        "{named:?}"
+    );
+    assert!(named[0] + named[1] > 15, "{named:?}");
+}
+
 #[test]
 fn a_damaged_meta_page_gives_the_other_state_or_an_error() {
     let (disk, model) = build();
