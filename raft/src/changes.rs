@@ -216,8 +216,11 @@ impl Replica {
 
     /// Moves leadership to `to`, if this member has it.
     pub(crate) fn move_leader(&mut self, to: u64, sink: Box<dyn ChangeSink>) {
-        if !self.is_leader() {
-            return sink.done(Err(ApiError::NotLeader));
+        if self.is_stopped || !self.is_leader() {
+            return sink.done(Err(match self.is_stopped {
+                true => ApiError::Stopped,
+                false => ApiError::NotLeader,
+            }));
         }
         match self.membership.get(to) {
             Some(member) if !member.is_learner => {}

@@ -104,7 +104,9 @@ pub(crate) fn run_replica(
     // A replica that panicked may be half done, but its waiting sinks are whole.
     replica.stop();
     for input in inputs.try_iter() {
-        if let Input::Propose(_) | Input::Read(_) = input {
+        if let Input::Propose(_) | Input::Read(_) | Input::Change(..) | Input::MoveLeader(..) =
+            input
+        {
             let _ = replica.step(input);
         }
     }
@@ -133,14 +135,14 @@ fn replica_loop(
 
         match inputs.recv_deadline(next_tick) {
             Ok(Input::Stop) => return Ok(()),
-            Ok(input) => step(replica, input, shared)?,
+            Ok(input) => step(replica, input, outlets, shared)?,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }
         for _ in 0..MAX_INPUTS_PER_TURN {
             match inputs.try_recv() {
                 Ok(Input::Stop) => return Ok(()),
-                Ok(input) => step(replica, input, shared)?,
+                Ok(input) => step(replica, input, outlets, shared)?,
                 Err(_) => break,
             }
         }
@@ -167,8 +169,17 @@ fn tick_until(
     Ok(next_tick.max(now + tick))
 }
 
-fn step(replica: &mut Replica, input: Input, shared: &Shared) -> Result<(), RaftError> {
+fn step(
+    replica: &mut Replica,
+    input: Input,
+    outlets: &mut Outlets,
+    shared: &Shared,
+) -> Result<(), RaftError> {
     match &input {
+        Input::Applied {
+            membership: Some(members),
+            ..
+        } => outlets.transport.members_changed(members),
         Input::Propose(proposal) => {
             shared
                 .proposal_bytes

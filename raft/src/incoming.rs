@@ -42,9 +42,8 @@ impl Replica {
             // See `tick`.
             MessageType::MsgTimeoutNow if self.is_recording_snapshot => {}
             // raft-rs would drop these, and their clients would wait for a timeout.
-            MessageType::MsgReadIndex | MessageType::MsgPropose
-                if self.is_leader() && !self.can_lead(&message) =>
-            {
+            // Without a leader they go on to the next one.
+            MessageType::MsgReadIndex | MessageType::MsgPropose if !self.can_lead(&message) => {
                 if self.held.len() < MAX_HELD {
                     self.held.push(message);
                 }
@@ -65,8 +64,12 @@ impl Replica {
         }
     }
 
-    /// Whether this leader can do now what a message of another member asks.
+    /// Whether this leader can do now what a message of another member asks, or this
+    /// follower knows whom to pass it on to.
     pub(crate) fn can_lead(&self, message: &Message) -> bool {
+        if !self.is_leader() {
+            return self.raw.raft.leader_id != 0;
+        }
         match message.get_msg_type() {
             MessageType::MsgPropose => self.raw.raft.lead_transferee.is_none(),
             _ => self.raw.raft.commit_to_current_term(),

@@ -43,6 +43,8 @@ impl Histogram {
 pub struct Metrics {
     /// Commands that waited for their answer last time this was set.
     pub proposals_pending: AtomicU64,
+    /// Linearizable reads that wait.
+    pub reads_pending: AtomicU64,
     /// Index up to which entries are committed.
     pub committed_index: AtomicU64,
     /// Index up to which entries are applied and published.

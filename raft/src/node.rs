@@ -161,18 +161,33 @@ impl Node {
         self.stop()
     }
 
-    fn hand_over(&self) {
+    /// Hands leadership over if there is someone to take it, and waits until another
+    /// member leads, for an election timeout at most.
+    pub fn hand_over(&self) {
         let shared = &self.handle.shared;
+        let own_id = shared.identity.member_id;
+        let is_alone = shared.membership.load().voters().count() < 2;
+        if is_alone || shared.leader() != own_id || shared.inputs.send(Input::HandOver).is_err() {
+            return;
+        }
+        self.wait_while(|| matches!(shared.leader(), leader if leader == own_id || leader == 0));
+    }
+
+    /// Waits until nothing that was proposed or asked for here waits for an answer,
+    /// for an election timeout at most. The caller lets nothing new come in.
+    pub fn drain(&self) {
+        let shared = &self.handle.shared;
+        self.wait_while(|| {
+            shared.proposal_bytes.load(Ordering::Relaxed) > 0
+                || shared.metrics.proposals_pending.load(Ordering::Relaxed) > 0
+                || shared.metrics.reads_pending.load(Ordering::Relaxed) > 0
+        });
+    }
+
+    fn wait_while(&self, holds: impl Fn() -> bool) {
         let deadline = Instant::now() + self.election_timeout;
-        let is_leader = || shared.leader() == shared.identity.member_id;
-        if shared.membership.load().members().count() < 2 || !is_leader() {
-            return;
-        }
-        if shared.inputs.send(Input::HandOver).is_err() {
-            return;
-        }
-        while is_leader() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
+        while holds() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 
@@ -429,6 +444,11 @@ impl NodeHandle {
     /// Why the node stopped by itself, if it did. The process should end then.
     pub fn failure(&self) -> Option<String> {
         self.shared.failure()
+    }
+
+    /// Whether this member has no vote.
+    pub fn is_learner(&self) -> bool {
+        self.shared.is_learner()
     }
 
     /// This member's id.

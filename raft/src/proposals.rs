@@ -61,13 +61,22 @@ pub(crate) struct Proposals {
     timeout_ticks: u64,
     /// The term of the leader that was lost last, while something of it waits.
     lost_term: Option<u64>,
+    /// The tick after which what it had is given up: another member may have held it
+    /// until there was a leader again.
+    settles_at: Option<u64>,
+    grace_ticks: u64,
     /// How many were refused or timed out.
     pub(crate) failed: u64,
 }
 
 impl Proposals {
     /// Numbers start at `first_number`, which must be random or otherwise new.
-    pub(crate) fn new(member_id: u64, first_number: u64, timeout_ticks: u64) -> Self {
+    pub(crate) fn new(
+        member_id: u64,
+        first_number: u64,
+        timeout_ticks: u64,
+        grace_ticks: u64,
+    ) -> Self {
         Self {
             member_id,
             queued: VecDeque::new(),
@@ -77,6 +86,8 @@ impl Proposals {
             waiting_bytes: 0,
             timeout_ticks,
             lost_term: None,
+            settles_at: None,
+            grace_ticks,
             failed: 0,
         }
     }
@@ -182,18 +193,23 @@ impl Proposals {
         for waiting in self.waiting.iter_mut().take(sent) {
             waiting.leader_lost = true;
             self.lost_term = Some(term);
+            self.settles_at = None;
         }
     }
 
     /// An entry of `term` is committed. What was sent to the leader of an earlier
-    /// term and is not committed by now is lost, but for an entry that still
-    /// travels from member to member: it is refused as one that may be done later.
-    /// Otherwise its client would wait for the whole timeout.
-    pub(crate) fn settled(&mut self, term: u64) {
-        if self.lost_term.is_none_or(|lost| lost >= term) {
-            return;
+    /// term and is not committed soon is lost, but for an entry that still travels
+    /// from member to member: it is refused as one that may be done later. Otherwise
+    /// its client would wait for the whole timeout.
+    pub(crate) fn settled(&mut self, term: u64, now: u64) {
+        if self.lost_term.is_some_and(|lost| lost < term) {
+            self.lost_term = None;
+            self.settles_at = Some(now + self.grace_ticks);
         }
-        self.lost_term = None;
+    }
+
+    fn refuse_lost(&mut self) {
+        self.settles_at = None;
         for waiting in &mut self.waiting {
             if waiting.leader_lost
                 && let Some(sink) = waiting.sink.take()
@@ -208,6 +224,9 @@ impl Proposals {
 
     /// Refuses those that waited too long. They may still be done later.
     pub(crate) fn expire(&mut self, now: u64) {
+        if self.settles_at.is_some_and(|tick| tick <= now) {
+            self.refuse_lost();
+        }
         let unsent = self.queued.len();
         let mut expired_queued = 0;
         let sent = self.waiting.len() - unsent;
@@ -295,7 +314,7 @@ mod tests {
     impl Test {
         fn new() -> Self {
             Self {
-                proposals: Proposals::new(9, 1000, 10),
+                proposals: Proposals::new(9, 1000, 10, 2),
                 refused: Arc::default(),
                 next: 0,
             }
@@ -417,7 +436,8 @@ mod tests {
         test.proposals.put_back(back);
         test.push(10, 0); // still queued
         test.proposals.leader_lost(7);
-        test.proposals.settled(7);
+        test.proposals.settled(7, 0);
+        test.proposals.expire(5);
         assert_eq!(test.refused(), []);
         let committed = EntryHeader {
             proposer: test.proposals.member_id,
@@ -425,9 +445,13 @@ mod tests {
             count: 1,
         };
         assert_eq!(test.proposals.committed(committed).len(), 1);
-        test.proposals.settled(8);
+        test.proposals.settled(8, 0);
+        test.proposals.expire(1);
+        assert_eq!(test.refused(), [], "it may have been held somewhere");
+        test.proposals.expire(2);
         assert_eq!(test.refused(), [(1, ApiError::TimeoutLeaderFailure)]);
-        test.proposals.settled(9);
+        test.proposals.settled(9, 2);
+        test.proposals.expire(5);
         assert_eq!(test.refused(), []);
         assert_eq!(test.proposals.pending().0, 2);
         let numbers: Vec<_> = (0..2)

@@ -76,6 +76,11 @@ impl ReadIndex {
         self.queued.push_back((now + self.timeout_ticks, sink));
     }
 
+    /// How many readers wait.
+    pub(crate) fn pending(&self) -> usize {
+        self.count
+    }
+
     /// Whether readers wait for a round to begin or to be asked for again.
     pub(crate) fn has_unasked(&self) -> bool {
         (!self.queued.is_empty() && self.rounds.len() < MAX_ROUNDS)

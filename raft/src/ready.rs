@@ -396,7 +396,7 @@ impl Replica {
         self.in_flight.applying_bytes += held;
         self.in_flight.handed = last;
         self.raw.mut_store().set_handed(last);
-        self.proposals.settled(term);
+        self.proposals.settled(term, self.tick);
         self.in_flight.jobs.push(ApplyJob::Entries(entries));
     }
 

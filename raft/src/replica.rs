@@ -80,6 +80,7 @@ pub(crate) struct ReplicaStatus {
     pub(crate) applied_index: u64,
     pub(crate) leader_changes: u64,
     pub(crate) pending_proposals: usize,
+    pub(crate) pending_reads: usize,
     pub(crate) failed_proposals: u64,
     pub(crate) failed_reads: u64,
     pub(crate) read_rounds: u64,
@@ -181,7 +182,7 @@ impl Replica {
         let timeout = settings.request_timeout_ticks;
         let mut replica = Self {
             raw,
-            proposals: Proposals::new(id, incarnation, timeout),
+            proposals: Proposals::new(id, incarnation, timeout, 2 * settings.heartbeat_ticks),
             reads: ReadIndex::new(id, incarnation, timeout, settings.read_retry_ticks),
             changes: Changes::new(settings.incarnation, applied),
             in_flight: InFlight::new(applied),
@@ -520,6 +521,7 @@ impl Replica {
             applied_index: self.applied,
             leader_changes: self.leader_changes,
             pending_proposals: self.proposals.pending().0,
+            pending_reads: self.reads.pending(),
             failed_proposals: self.proposals.failed,
             failed_reads: self.reads.failed,
             read_rounds: self.read_rounds,

@@ -124,6 +124,9 @@ impl Shared {
             .proposals_pending
             .store(status.pending_proposals as u64, Ordering::Relaxed);
         metrics
+            .reads_pending
+            .store(status.pending_reads as u64, Ordering::Relaxed);
+        metrics
             .proposals_failed
             .store(status.failed_proposals, Ordering::Relaxed);
         metrics

@@ -20,6 +20,7 @@ use varve_engine::wal::{Group, Identity, Wal, WalConfig};
 
 use crate::config::Config;
 use crate::error::RaftError;
+use crate::identity;
 use crate::log::RaftLog;
 use crate::membership::{Member, Membership};
 use crate::meta;
@@ -98,9 +99,7 @@ pub(crate) fn open(config: &Config, wal_config: WalConfig) -> Result<Started, Ra
         return Err(removed(config, identity));
     }
     if let Some((urls, foreign)) = doubt
-        && membership
-            .get(identity.member_id)
-            .is_none_or(|member| member.peer_urls != urls)
+        && !has_moved(config, &membership, identity.member_id, &urls)
     {
         return Err(foreign);
     }
@@ -135,8 +134,21 @@ fn removed(config: &Config, identity: Identity) -> RaftError {
     }
 }
 
-/// The peer URLs of the flags and the error, if they describe another member: unless
-/// the store knows this one by these URLs, as after an update.
+/// Whether the flags describe the member after all, at URLs that it got by an update
+/// (its id is a hash over the first ones): the store knows it by these, and the ids of
+/// others vouch for the token.
+fn has_moved(config: &Config, members: &Membership, id: u64, urls: &[String]) -> bool {
+    let token = &config.initial_cluster_token;
+    let vouches = |other: &Member| identity::member_id(&other.peer_urls, token) == other.id;
+    members
+        .get(id)
+        .is_some_and(|member| member.peer_urls == urls)
+        && members
+            .members()
+            .any(|member| member.id != id && vouches(member))
+}
+
+/// The peer URLs of the flags and the error, if their hash is another member's id.
 type Doubt = Option<(Vec<String>, RaftError)>;
 
 /// Whose data directory it is. Written once, and never changed but when the member

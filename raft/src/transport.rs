@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 
+use crate::membership::Membership;
+
 /// A part of a snapshot on its way to another member. Parts of one stream must
 /// arrive in order; the stream's first carries everything the receiver needs to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +32,9 @@ pub trait Transport: Send {
     /// Sends encoded messages. A full queue drops them: Raft sends again.
     fn send(&mut self, to: u64, messages: Vec<Bytes>);
 
+    /// The membership has changed: members were added, removed or moved.
+    fn members_changed(&mut self, members: &Membership);
+
     /// Starts to send a snapshot beside the messages.
     fn send_snapshot(&mut self, to: u64, stream: Box<dyn SnapshotStream>);
 }
@@ -40,6 +45,8 @@ pub struct NoTransport;
 
 impl Transport for NoTransport {
     fn send(&mut self, _to: u64, _messages: Vec<Bytes>) {}
+
+    fn members_changed(&mut self, _members: &Membership) {}
 
     fn send_snapshot(&mut self, _to: u64, stream: Box<dyn SnapshotStream>) {
         stream.finished(false);

@@ -7,10 +7,12 @@
 //! store are `varve_raft`'s and `varve_engine`'s.
 
 pub mod client_port;
+mod cluster;
 pub mod config;
 pub mod connection;
 pub mod data_dir;
 pub mod http;
+pub mod join;
 pub mod metrics;
 pub mod node;
 pub mod peer;

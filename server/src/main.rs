@@ -108,6 +108,10 @@ async fn serve(config: &Config) -> Result<(), NodeError> {
             tracing::info!("received SIGINT, shutting down");
             None
         }
+        () = RunningNode::removed(handle.clone()) => {
+            tracing::error!("{}", varve_raft::REMOVED_HINT);
+            None
+        }
         reason = RunningNode::failed(handle) => Some(reason),
     };
     announce.abort();

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,8 +16,9 @@ use varve_raft::{Completion, InitialCluster, Node, NodeHandle, Proposal, RaftErr
 use varve_types::{ApiError, Command, MemberAttributes};
 
 use crate::client_port::ClientPort;
-use crate::config::{Config, Url, join};
+use crate::config::{ClusterState, Config, Url, join};
 use crate::data_dir::{DataDir, DataDirError};
+use crate::join;
 use crate::metrics::Metrics;
 use crate::peer::{PeerPort, Peers};
 use crate::rate_limit::LogLimit;
@@ -26,6 +28,10 @@ use crate::watch::Hub;
 
 /// How long answers that are ready may take to leave before the process ends.
 const FLUSH_TIME: Duration = Duration::from_millis(100);
+/// How long requests that are on their way may take to come in and be turned away.
+const TURN_AWAY_TIME: Duration = Duration::from_millis(50);
+/// How long a removed member still answers, as in etcd.
+const REMOVED_TIME: Duration = Duration::from_secs(1);
 /// Pause between attempts to publish this member's name and URLs.
 const PUBLISH_PAUSE: Duration = Duration::from_millis(100);
 /// One line about failed health checks in this time.
@@ -56,6 +62,9 @@ pub enum NodeError {
     /// The replica did not start, or failed.
     #[error(transparent)]
     Raft(#[from] RaftError),
+    /// The cluster in which this member was to start does not want it.
+    #[error("{0}")]
+    Join(String),
     /// Something of the process.
     #[error("{action}: {source}")]
     Process {
@@ -69,6 +78,7 @@ pub enum NodeError {
 /// A node that serves.
 pub struct RunningNode {
     node: Node,
+    service: Arc<Service>,
     tasks: JoinSet<()>,
     /// Held until the end, with its lock.
     _data_dir: DataDir,
@@ -78,13 +88,19 @@ impl RunningNode {
     /// Opens everything and starts to serve. Must run on a runtime, on a thread that may block.
     pub async fn start(config: &Config) -> Result<Self, NodeError> {
         let data_dir = DataDir::open(&config.data_dir)?;
+        let join = match data_dir.has_member() {
+            true => None,
+            // Before the ports are open: members that start together would ask each other.
+            false => join::look_around(config).await.map_err(NodeError::Join)?,
+        };
         let clients = listen("clients", &config.listen_client_urls).await?;
         let members = listen("members", &config.listen_peer_urls).await?;
         let storage = Storage::open(config.disk);
         let metrics = Arc::new(Metrics::default());
         let hub = Arc::new(Hub::default());
         let peers = Peers::new(Handle::current(), Arc::clone(&metrics));
-        let raft = raft_config(config, &data_dir, &storage);
+        let mut raft = raft_config(config, &data_dir, &storage);
+        raft.join = join;
         let (transport, watchers) = (peers.transport(), hub.feed());
         let node = tokio::task::spawn_blocking(move || Node::start(raft, transport, watchers))
             .await
@@ -109,6 +125,7 @@ impl RunningNode {
             health_log: LogLimit::new(HEALTH_LOG_INTERVAL),
             disk: storage.disk.name(),
             disk_fallback: storage.fallback.is_some(),
+            draining: AtomicBool::new(false),
             node: handle,
         });
         let mut tasks = JoinSet::new();
@@ -117,12 +134,13 @@ impl RunningNode {
         for listener in clients {
             tasks.spawn(Arc::clone(&client_port).run(listener));
         }
-        let peer_port = PeerPort::new(&peers, service);
+        let peer_port = PeerPort::new(&peers, Arc::clone(&service));
         for listener in members {
             tasks.spawn(Arc::clone(&peer_port).run(listener));
         }
         Ok(Self {
             node,
+            service,
             tasks,
             _data_dir: data_dir,
         })
@@ -190,13 +208,31 @@ impl RunningNode {
         }
     }
 
-    /// Hands leadership over, stops the replica, and lets answers leave.
+    /// Waits until this member has been removed from the cluster, and a little longer:
+    /// whoever asked for it may wait for the answer.
+    pub async fn removed(handle: NodeHandle) {
+        while !handle.is_removed() {
+            tokio::time::sleep(WATCH_INTERVAL).await;
+        }
+        tokio::time::sleep(REMOVED_TIME).await;
+    }
+
+    /// Hands leadership over, sends new requests to other members, answers those that
+    /// are here, and stops the replica.
     pub async fn stop(mut self) -> Result<(), NodeError> {
-        let node = self.node;
-        let stopped = tokio::task::spawn_blocking(move || node.shutdown())
+        let (node, service) = (self.node, Arc::clone(&self.service));
+        let ending = tokio::task::spawn_blocking(move || {
+            node.hand_over();
+            service.drain();
+            std::thread::sleep(TURN_AWAY_TIME);
+            node.drain();
+            // Answers that are ready leave while others are still turned away.
+            std::thread::sleep(FLUSH_TIME);
+            node.shutdown()
+        });
+        let stopped = ending
             .await
             .map_err(|error| RaftError::Stopped(error.to_string()))?;
-        tokio::time::sleep(FLUSH_TIME).await;
         self.tasks.shutdown().await;
         Ok(stopped?)
     }
@@ -236,7 +272,9 @@ async fn listen(whom: &'static str, urls: &[Url]) -> Result<Vec<TcpListener>, No
 fn raft_config(config: &Config, data_dir: &DataDir, storage: &Storage) -> varve_raft::Config {
     let texts = |urls: &[Url]| urls.iter().map(|url| url.as_str().to_owned()).collect();
     // Where the operator names no cluster, the directory says whose it is.
-    let named = config.cluster_given || config.token_given || !data_dir.has_member();
+    // Whoever joined one has its id from there, not from the flags.
+    let joined = config.initial_cluster_state == ClusterState::Existing;
+    let named = !data_dir.has_member() || ((config.cluster_given || config.token_given) && !joined);
     let initial_cluster = if named {
         config.initial_cluster.clone()
     } else {
@@ -247,6 +285,8 @@ fn raft_config(config: &Config, data_dir: &DataDir, storage: &Storage) -> varve_
         wal_dir: config.wal_dir.clone(),
         advertise_peer_urls: texts(&config.advertise_peer_urls),
         initial_cluster,
+        strict_reconfig_check: config.strict_reconfig_check,
+        max_learners: config.max_learners.into(),
         initial_cluster_token: config.initial_cluster_token.clone(),
         heartbeat_interval: Duration::from_millis(config.heartbeat_ms),
         election_timeout: Duration::from_millis(config.election_ms),

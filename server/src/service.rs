@@ -1,13 +1,11 @@
 //! What all connections of a node share.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use varve_engine::mvcc::{Limits, MvccError, View};
-use varve_protocol::{
-    HashKvRequest, HashKvResponse, HelloResponse, Member, MemberListResponse, StatusResponse,
-    WireError,
-};
+use varve_protocol::{HashKvRequest, HashKvResponse, HelloResponse, StatusResponse, WireError};
 use varve_raft::NodeHandle;
 use varve_types::{ApiError, ResponseHeader};
 
@@ -53,6 +51,8 @@ pub struct Service {
     pub cluster_id: u64,
     /// This member.
     pub member_id: u64,
+    /// Whether it is on its way down: it takes no new requests.
+    pub draining: AtomicBool,
 }
 
 impl Service {
@@ -64,6 +64,16 @@ impl Service {
             revision,
             raft_term,
         }
+    }
+
+    /// Takes no new requests from now on.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it takes no new requests.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 
     /// The Raft term that this member is in.
@@ -98,23 +108,6 @@ impl Service {
             raft_applied_index: status.applied_index,
             is_learner: status.is_learner,
             errors: status.errors,
-        }
-    }
-
-    /// The members, as of the last applied entry.
-    pub fn members(&self) -> MemberListResponse {
-        let members = self.node.members();
-        MemberListResponse {
-            members: members
-                .members()
-                .map(|member| Member {
-                    id: member.id,
-                    name: member.name.clone(),
-                    peer_urls: member.peer_urls.clone(),
-                    client_urls: member.client_urls.clone(),
-                    is_learner: member.is_learner,
-                })
-                .collect(),
         }
     }
 }

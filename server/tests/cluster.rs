@@ -2,93 +2,12 @@
 
 mod common;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use common::load::{Load, assert_nothing_lost};
 use common::{Cluster, all, get, put};
-use varve_client::Client;
 
 const CHECKPOINTS: &str = "etcd_disk_backend_commit_duration_seconds_count";
-
-/// Clients that write until they are told to stop, and note what was acknowledged.
-struct Load {
-    stop: Arc<AtomicBool>,
-    acknowledged: Arc<AtomicU64>,
-    tasks: Vec<tokio::task::JoinHandle<Vec<(String, String)>>>,
-}
-
-impl Load {
-    fn start(cluster: &Cluster, writers: usize) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let acknowledged = Arc::new(AtomicU64::new(0));
-        let tasks = (0..writers)
-            .map(|writer| {
-                let client = cluster.client();
-                let (stop, acknowledged) = (Arc::clone(&stop), Arc::clone(&acknowledged));
-                tokio::spawn(async move { write(writer, client, &stop, &acknowledged).await })
-            })
-            .collect();
-        Self {
-            stop,
-            acknowledged,
-            tasks,
-        }
-    }
-
-    /// Waits until so many more writes are acknowledged; how long that took.
-    async fn more(&self, count: u64) -> Duration {
-        let started = Instant::now();
-        let goal = self.acknowledged.load(Ordering::Relaxed) + count;
-        while self.acknowledged.load(Ordering::Relaxed) < goal {
-            assert!(started.elapsed() < common::PATIENCE, "writes do not go on");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        started.elapsed()
-    }
-
-    async fn end(self) -> Vec<(String, String)> {
-        self.stop.store(true, Ordering::Relaxed);
-        let mut written = Vec::new();
-        for task in self.tasks {
-            written.extend(task.await.unwrap());
-        }
-        written
-    }
-}
-
-async fn write(
-    writer: usize,
-    client: Client,
-    stop: &AtomicBool,
-    acknowledged: &AtomicU64,
-) -> Vec<(String, String)> {
-    let mut written = Vec::new();
-    let mut number = 0;
-    while !stop.load(Ordering::Relaxed) {
-        number += 1;
-        let (key, value) = (format!("load/{writer}/{number:06}"), format!("v{number}"));
-        // What failed may have been written all the same; only what was
-        // acknowledged must be there.
-        if put(&client, &key, &value).await.is_ok() {
-            acknowledged.fetch_add(1, Ordering::Relaxed);
-            written.push((key, value));
-        }
-    }
-    written
-}
-
-/// Every acknowledged write is there, at every member, and the members agree.
-async fn assert_nothing_lost(cluster: &Cluster, written: &[(String, String)]) {
-    cluster.assert_same_state().await;
-    for member in cluster.members.iter().filter(|member| member.is_running()) {
-        let found: std::collections::HashMap<_, _> =
-            all(&member.client(), "load/").await.into_iter().collect();
-        for (key, value) in written {
-            assert_eq!(found.get(key), Some(value), "{key} at {}", member.name);
-        }
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn members_elect_replicate_and_agree() {
@@ -159,7 +78,7 @@ async fn a_killed_leader_loses_nothing() {
     cluster.spawn(leader);
     cluster.wait_healthy();
     load.more(500).await;
-    let written = load.end().await;
+    let written = load.end().await.written;
     assert!(written.len() >= 1500);
     assert_nothing_lost(&cluster, &written).await;
     // 1.5 election timeouts are the promise; the machine of a test may be busy.
@@ -180,7 +99,7 @@ async fn all_killed_at_once_lose_nothing() {
     }
     cluster.wait_healthy();
     load.more(200).await;
-    let written = load.end().await;
+    let written = load.end().await.written;
     assert_nothing_lost(&cluster, &written).await;
 }
 

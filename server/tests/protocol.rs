@@ -363,6 +363,7 @@ async fn members_of_other_clusters_are_refused() {
         .unwrap();
     let (cluster, member) = (status.header.cluster_id, status.header.member_id);
     let hello = |cluster_id, from, to| PeerHello {
+        peer_urls: Vec::new(),
         cluster_id,
         from,
         to,

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use varve_engine::disk::{Disk, SimDisk};
 use varve_engine::mvcc::{Reply, View};
 use varve_raft::{
-    Completion, Config, InitialCluster, Node, NodeHandle, Proposal, ReadSink, ReplySink,
-    SnapshotStream, Transport, push_command,
+    Completion, Config, InitialCluster, Membership, Node, NodeHandle, Proposal, ReadSink,
+    ReplySink, SnapshotStream, Transport, push_command,
 };
 use varve_types::{ApiError, Command, CompactionRequest, KeyRange, PutRequest};
 
@@ -59,6 +59,8 @@ impl Transport for Link {
             }
         }
     }
+    fn members_changed(&mut self, _members: &Membership) {}
+
     fn send_snapshot(&mut self, to: u64, mut stream: Box<dyn SnapshotStream>) {
         let Some(node) = self.network.reach(self.from, to) else {
             return stream.finished(false);

@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
 use varve_protocol::{
-    Empty, HashKvRequest, HashKvResponse, HelloRequest, HelloResponse, MemberListRequest,
-    MemberListResponse, Reply, Request, StatusResponse, WatchProgressRequest, WatchRequest,
+    Empty, ErrorCode, HashKvRequest, HashKvResponse, HelloRequest, HelloResponse, MemberAddRequest,
+    MemberAddResponse, MemberIdRequest, MemberListRequest, MemberListResponse, MemberUpdateRequest,
+    Reply, Request, StatusResponse, WatchProgressRequest, WatchRequest,
 };
 use varve_types::{
     ApiError, CompactionRequest, DeleteRangeRequest, DeleteRangeResponse, KeyValue, PutRequest,
@@ -166,6 +167,58 @@ impl Client {
         self.call(&request, Repeat::Freely).await
     }
 
+    /// Adds a member, with or without a vote; it then has to be started.
+    pub async fn member_add(
+        &self,
+        peer_urls: &[String],
+        is_learner: bool,
+    ) -> Result<Answer<MemberAddResponse>, ClientError> {
+        let request = Request::MemberAdd(MemberAddRequest {
+            peer_urls: peer_urls.to_vec(),
+            is_learner,
+        });
+        self.call(&request, Repeat::IfNotDone).await
+    }
+
+    /// Removes a member for good; it stops by itself. The members that are left.
+    pub async fn member_remove(&self, id: u64) -> Result<Answer<MemberListResponse>, ClientError> {
+        let request = Request::MemberRemove(MemberIdRequest { id });
+        self.call(&request, Repeat::IfNotDone).await
+    }
+
+    /// Tells the cluster where a member is reached from now on.
+    pub async fn member_update(
+        &self,
+        id: u64,
+        peer_urls: &[String],
+    ) -> Result<Answer<MemberListResponse>, ClientError> {
+        let request = Request::MemberUpdate(MemberUpdateRequest {
+            id,
+            peer_urls: peer_urls.to_vec(),
+        });
+        self.call(&request, Repeat::IfNotDone).await
+    }
+
+    /// Gives a learner its vote, once it has nearly all of the log.
+    pub async fn member_promote(&self, id: u64) -> Result<Answer<MemberListResponse>, ClientError> {
+        let request = Request::MemberPromote(MemberIdRequest { id });
+        self.call(&request, Repeat::IfNotDone).await
+    }
+
+    /// Makes member `id` the leader. Only the present one can do so: it has to be asked.
+    pub async fn move_leader(
+        &self,
+        leader_endpoint: &str,
+        id: u64,
+    ) -> Result<Answer<()>, ClientError> {
+        let request = Request::MoveLeader(MemberIdRequest { id });
+        let answer: Answer<Empty> = self.call_at(leader_endpoint, &request).await?;
+        Ok(Answer {
+            header: answer.header,
+            body: (),
+        })
+    }
+
     /// The state of one node.
     pub async fn status(&self, endpoint: &str) -> Result<Answer<StatusResponse>, ClientError> {
         self.call_at(endpoint, &Request::Status(Empty)).await
@@ -227,7 +280,10 @@ impl Client {
                 Ok(answer) => return Ok(answer),
                 Err(failure) => failure.judge(repeat),
             };
-            if !may_repeat {
+            // Done nowhere, and another member may be no learner.
+            let is_learner = error.api() == Some(ApiError::NotSupportedForLearner);
+            let may_go_on = is_learner && attempt < self.inner.endpoints.len();
+            if !may_repeat && !may_go_on {
                 return Err(error);
             }
             last_failure = Some(error);
@@ -399,6 +455,7 @@ impl Failure {
             }
             Self::Call(CallError::Server(error), _) => {
                 let may_repeat = match error.api() {
+                    None => error.code == ErrorCode::ShuttingDown,
                     // Given before anything is proposed.
                     Some(ApiError::NoLeader) => true,
                     Some(

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use varve_protocol::{
-    Empty, HashKvResponse, HelloResponse, MemberListResponse, Reply, StatusResponse, decode_reply,
+    Empty, HashKvResponse, HelloResponse, MemberAddResponse, MemberListResponse, Reply,
+    StatusResponse, decode_reply,
 };
 use varve_types::{DecodeError, DeleteRangeResponse, PutResponse, RangeResponse, TxnResponse};
 
@@ -24,6 +25,7 @@ impl Joined for HelloResponse {}
 impl Joined for StatusResponse {}
 impl Joined for HashKvResponse {}
 impl Joined for MemberListResponse {}
+impl Joined for MemberAddResponse {}
 
 impl Joined for RangeResponse {
     /// Each frame is a range response of its own; `more`, `count` and the header are the last's.

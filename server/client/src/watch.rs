@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep};
 use varve_protocol::{
-    Flags, Request, WatchCancelRequest, WatchCreditRequest, WatchRequest, WatchResponse, WireError,
-    decode_reply,
+    ErrorCode, Flags, Request, WatchCancelRequest, WatchCreditRequest, WatchRequest, WatchResponse,
+    WireError, decode_reply,
 };
 use varve_types::{ApiError, Event, ResponseHeader};
 
@@ -217,6 +217,7 @@ impl From<WireError> for End {
     fn from(error: WireError) -> Self {
         match error.api() {
             Some(ApiError::NoLeader | ApiError::Stopped) => Self::Resume,
+            None if error.code == ErrorCode::ShuttingDown => Self::Resume,
             _ => Self::Failed(ClientError::Server(error)),
         }
     }

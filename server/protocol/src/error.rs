@@ -105,6 +105,8 @@ pub enum ErrorCode {
     Internal,
     /// 1005: the connection has too many requests in flight or watches open.
     TooManyInFlight,
+    /// 1006: the node is shutting down and has not done it; another one may.
+    ShuttingDown,
     /// Any other number, from a newer node.
     Other(u16),
 }
@@ -120,6 +122,7 @@ impl ErrorCode {
             Self::MalformedBody => 1003,
             Self::Internal => 1004,
             Self::TooManyInFlight => 1005,
+            Self::ShuttingDown => 1006,
             Self::Other(number) => number,
         }
     }
@@ -133,6 +136,7 @@ impl ErrorCode {
             1003 => Self::MalformedBody,
             1004 => Self::Internal,
             1005 => Self::TooManyInFlight,
+            1006 => Self::ShuttingDown,
             _ => ApiError::from_number(number).map_or(Self::Other(number), Self::Api),
         }
     }
@@ -163,6 +167,11 @@ impl WireError {
     /// A failure inside the node.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::Internal, message)
+    }
+
+    /// The node is on its way down and has not touched the request.
+    pub fn shutting_down() -> Self {
+        Self::new(ErrorCode::ShuttingDown, ApiError::Stopped.to_string())
     }
 
     /// The revision asked for is gone; `compact_revision` is the oldest that is left.

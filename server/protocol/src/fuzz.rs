@@ -9,9 +9,9 @@ use varve_types::{
 use crate::peer::{self, MessagesWriter, PeerFrame, PeerHello, Refusal, SnapshotBegin};
 use crate::{
     Decoder, Empty, Flags, FrameError, HEADER_SIZE, HashKvResponse, HelloResponse, MAGIC, Member,
-    MemberListResponse, Request, StatusResponse, Step, VERSION, WatchRequest, WatchResponse,
-    WireError, decode_reply, encode_error, encode_frame, encode_reply, encode_watch, finish_frame,
-    opcode,
+    MemberAddRequest, MemberAddResponse, MemberListResponse, MemberUpdateRequest, Request,
+    StatusResponse, Step, VERSION, WatchRequest, WatchResponse, WireError, decode_reply,
+    encode_error, encode_frame, encode_reply, encode_watch, finish_frame, opcode,
 };
 
 /// Longest body that the run accepts, in bytes.
@@ -141,6 +141,7 @@ pub fn decode_body(opcode: u8, body: &[u8]) {
         StatusResponse,
         HashKvResponse,
         MemberListResponse,
+        MemberAddResponse,
         WatchResponse,
     );
 }
@@ -185,6 +186,11 @@ pub fn corpus() -> Vec<u8> {
         Request::Range(range),
         Request::Txn(txn),
         Request::Watch(watch),
+        Request::MemberAdd(MemberAddRequest {
+            peer_urls: vec!["http://127.0.0.1:2380".to_owned()],
+            is_learner: true,
+        }),
+        Request::MemberUpdate(MemberUpdateRequest::default()),
     ];
     for (id, request) in (1..).zip(&requests) {
         encode_frame(&mut out, request.opcode(), Flags::NONE, id, |out| {
@@ -227,6 +233,11 @@ pub fn corpus() -> Vec<u8> {
     encode_reply(&mut out, opcode::RANGE, 2, &header, &found);
     encode_reply(&mut out, opcode::TXN, 3, &header, &done);
     encode_reply(&mut out, opcode::MEMBER_LIST, 4, &header, &members);
+    let added = MemberAddResponse {
+        member: Member::default(),
+        members: members.members.clone(),
+    };
+    encode_reply(&mut out, opcode::MEMBER_ADD, 9, &header, &added);
     encode_reply(&mut out, opcode::STATUS, 5, &header, &status);
     encode_reply(
         &mut out,

@@ -21,9 +21,10 @@ pub use frame::{
     finish_frame,
 };
 pub use message::{
-    Empty, HashKvRequest, HashKvResponse, HelloRequest, HelloResponse, Member, MemberListRequest,
-    MemberListResponse, Reply, Request, StatusResponse, WatchCancelRequest, WatchCreditRequest,
-    WatchProgressRequest, WatchRequest, WatchResponse, decode_reply,
+    Empty, HashKvRequest, HashKvResponse, HelloRequest, HelloResponse, Member, MemberAddRequest,
+    MemberAddResponse, MemberIdRequest, MemberListRequest, MemberListResponse, MemberUpdateRequest,
+    Reply, Request, StatusResponse, WatchCancelRequest, WatchCreditRequest, WatchProgressRequest,
+    WatchRequest, WatchResponse, decode_reply,
 };
 pub use reply::{
     EventsWriter, RangeWriter, encode_connection_error, encode_error, encode_get_reply,

@@ -26,8 +26,18 @@ pub const WATCH_PROGRESS: u8 = 34;
 /// Lets a watch send more.
 pub const WATCH_CREDIT: u8 = 35;
 
-// 48-63 leases, 64-79 membership changes, leader transfer, alarms, defragmentation and
-// snapshots of a member, 80-95 users and roles, 96-111 locks and elections: kept free.
+/// Adds a member.
+pub const MEMBER_ADD: u8 = 64;
+/// Removes a member.
+pub const MEMBER_REMOVE: u8 = 65;
+/// Gives a member other peer URLs.
+pub const MEMBER_UPDATE: u8 = 66;
+/// Gives a learner its vote.
+pub const MEMBER_PROMOTE: u8 = 67;
+/// Makes another member the leader.
+pub const MOVE_LEADER: u8 = 68;
+
+// 48-63 leases, 69-79 alarms, defragmentation and snapshots of a member, 80-95 users and roles, 96-111 locks and elections: kept free.
 
 /// First number of the peer port.
 pub const PEER_FIRST: u8 = 128;

@@ -30,6 +30,8 @@ pub struct PeerHello {
     pub channel: Channel,
     /// Version of the sending node, for logs and for the cluster version.
     pub server_version: String,
+    /// Where the sender is reached: the other side may not have heard of it yet.
+    pub peer_urls: Vec<String>,
 }
 
 impl PeerHello {
@@ -40,6 +42,10 @@ impl PeerHello {
         }
         out.push(self.channel as u8);
         put_bytes(out, self.server_version.as_bytes());
+        put_count(out, self.peer_urls.len());
+        for url in &self.peer_urls {
+            put_bytes(out, url.as_bytes());
+        }
     }
 
     /// Reads one encoding.
@@ -54,6 +60,12 @@ impl PeerHello {
                 _ => return Err(reader.error("channel")),
             },
             server_version: reader.string("server_version")?.to_owned(),
+            peer_urls: {
+                let count = reader.count(4, "peer_urls")?;
+                (0..count)
+                    .map(|_| reader.string("peer_urls").map(str::to_owned))
+                    .collect::<Result<_, _>>()?
+            },
         })
     }
 }

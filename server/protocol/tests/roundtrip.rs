@@ -7,8 +7,9 @@ use varve_protocol::peer::{
 };
 use varve_protocol::{
     Decoder, ErrorCode, EventsWriter, Flags, HashKvRequest, HashKvResponse, HelloRequest,
-    HelloResponse, Member, MemberListRequest, MemberListResponse, OwnedFrame, RangeWriter, Reply,
-    Request, StatusResponse, Step, WatchCancelRequest, WatchCreditRequest, WatchProgressRequest,
+    HelloResponse, Member, MemberAddRequest, MemberAddResponse, MemberIdRequest, MemberListRequest,
+    MemberListResponse, MemberUpdateRequest, OwnedFrame, RangeWriter, Reply, Request,
+    StatusResponse, Step, WatchCancelRequest, WatchCreditRequest, WatchProgressRequest,
     WatchRequest, WatchResponse, WireError, decode_reply, encode_error, encode_frame,
     encode_get_reply, encode_put_reply, encode_reply, encode_watch, opcode,
 };
@@ -221,6 +222,15 @@ proptest! {
             Request::Status(varve_protocol::Empty),
             Request::HashKv(HashKvRequest { revision: numbers[0] }),
             Request::MemberList(MemberListRequest { linearizable: bits[0] }),
+            Request::MemberAdd(MemberAddRequest {
+                peer_urls: vec![name.clone(), String::new()], is_learner: bits[0],
+            }),
+            Request::MemberRemove(MemberIdRequest { id: numbers[0] as u64 }),
+            Request::MemberUpdate(MemberUpdateRequest {
+                id: numbers[0] as u64, peer_urls: vec![name.clone()],
+            }),
+            Request::MemberPromote(MemberIdRequest { id: numbers[0] as u64 }),
+            Request::MoveLeader(MemberIdRequest { id: numbers[0] as u64 }),
             Request::Watch(WatchRequest {
                 key: &key,
                 range_end: &range_end,
@@ -259,6 +269,8 @@ proptest! {
             max_request_bytes: number as u64,
         });
         reply_survives(&HashKvResponse { hash, hash_revision: number, compact_revision: !number });
+        let member = members.first().cloned().unwrap_or_default();
+        reply_survives(&MemberAddResponse { member, members: members.clone() });
         reply_survives(&MemberListResponse { members });
         reply_survives(&varve_protocol::Empty);
     }
@@ -349,6 +361,7 @@ proptest! {
     ) {
         let mut wire = Vec::new();
         let hello = PeerHello {
+            peer_urls: vec![text.clone(), String::new()],
             cluster_id: ids[0], from: ids[1], to: ids[2],
             channel: if bit { Channel::Snapshot } else { Channel::Messages },
             server_version: text.clone(),

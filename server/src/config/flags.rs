@@ -57,6 +57,7 @@ pub(super) fn parse(arguments: &[String]) -> Result<Flags, ConfigError> {
                 }
                 let value = match inline {
                     Some(value) => value.to_owned(),
+                    None if options::SWITCHES.contains(&name) => "true".to_owned(),
                     None => arguments
                         .next()
                         .ok_or_else(|| {
@@ -104,6 +105,17 @@ mod tests {
             ("--version=0", false),
         ] {
             assert_eq!(parsed(line).unwrap().version, value, "{line}");
+        }
+        for (line, text) in [
+            ("--strict-reconfig-check --name x", "true"),
+            ("--strict-reconfig-check=false --name x", "false"),
+        ] {
+            let settings = parsed(line).unwrap().settings;
+            let expected = [("strict-reconfig-check", text), ("name", "x")];
+            assert_eq!(
+                settings,
+                expected.map(|(name, value)| (name, value.to_owned()))
+            );
         }
         assert!(parsed("-h").unwrap().help);
         assert_eq!(

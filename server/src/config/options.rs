@@ -52,6 +52,15 @@ fn number<T: std::str::FromStr>(text: &str) -> Result<T, String> {
     text.trim().parse().map_err(|_| "parse error".to_owned())
 }
 
+/// As Go reads a truth value.
+fn boolean(text: &str) -> Result<bool, String> {
+    match text.trim() {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
+        _ => Err("parse error".to_owned()),
+    }
+}
+
 fn positive<T: std::str::FromStr + PartialOrd + From<u8>>(text: &str) -> Result<T, String> {
     let value: T = number(text)?;
     if value < T::from(1) {
@@ -216,6 +225,26 @@ pub(super) const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        name: "strict-reconfig-check",
+        group: Group::Clustering,
+        default: "true",
+        help: "Refuse changes of the membership that would cost the quorum.",
+        set: |config, text| {
+            config.strict_reconfig_check = boolean(text)?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "max-learners",
+        group: Group::Clustering,
+        default: "1",
+        help: "Maximum number of learners in the cluster.",
+        set: |config, text| {
+            config.max_learners = number(text)?;
+            Ok(())
+        },
+    },
+    Setting {
         name: "initial-advertise-peer-urls",
         group: Group::Clustering,
         default: "http://localhost:2380",
@@ -348,6 +377,9 @@ pub(super) const SETTINGS: &[Setting] = &[
         },
     },
 ];
+
+/// Settings that a bare flag turns on.
+pub(super) const SWITCHES: &[&str] = &["strict-reconfig-check"];
 
 /// The setting with this name.
 pub(super) fn find(name: &str) -> Option<&'static Setting> {

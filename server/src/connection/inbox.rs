@@ -9,7 +9,7 @@ use std::task::{Context, Waker};
 use std::time::Instant;
 
 use varve_engine::mvcc::View;
-use varve_raft::{Completion, ReadSink, RemovalSink, ReplySink};
+use varve_raft::{ChangeSink, Completion, Membership, ReadSink, RemovalSink, ReplySink};
 use varve_types::{ApiError, ResponseHeader};
 
 use crate::metrics::Kinds;
@@ -67,6 +67,56 @@ pub(crate) enum Delivery {
     Reads(Reads, Instant, Result<(Arc<View>, u64), ApiError>),
     /// What a compaction dropped is removed: its request, and the header of the answer.
     Removed(u64, Result<ResponseHeader, ApiError>),
+    /// What came of a change.
+    Change(ChangeDone),
+}
+
+/// What came of a request that changes the membership or moves leadership.
+pub(crate) struct ChangeDone {
+    /// The request.
+    pub(crate) id: u64,
+    pub(crate) opcode: u8,
+    /// The member that it adds, if it does.
+    pub(crate) added: u64,
+    /// The members after it.
+    pub(crate) outcome: Result<Arc<Membership>, ApiError>,
+}
+
+impl ChangeDone {
+    /// Takes the outcome to `inbox`.
+    pub(crate) fn sink(inbox: &Arc<Inbox>, id: u64, opcode: u8, added: u64) -> Box<dyn ChangeSink> {
+        Box::new(ChangeWaiter {
+            inbox: Arc::clone(inbox),
+            // Dropped unused, it says that the node has stopped.
+            pending: Some(Self {
+                id,
+                opcode,
+                added,
+                outcome: Err(ApiError::Stopped),
+            }),
+        })
+    }
+}
+
+struct ChangeWaiter {
+    inbox: Arc<Inbox>,
+    pending: Option<ChangeDone>,
+}
+
+impl ChangeSink for ChangeWaiter {
+    fn done(mut self: Box<Self>, outcome: Result<Arc<Membership>, ApiError>) {
+        if let Some(pending) = &mut self.pending {
+            pending.outcome = outcome;
+        }
+    }
+}
+
+impl Drop for ChangeWaiter {
+    fn drop(&mut self) {
+        if let Some(done) = self.pending.take() {
+            self.inbox.deliver(Delivery::Change(done));
+        }
+    }
 }
 
 /// Everything left at one time.

@@ -124,6 +124,10 @@ impl Connection {
         let FrameHeader {
             opcode, request_id, ..
         } = frame.header;
+        if let Some(error) = self.service.refusal(opcode, frame.body) {
+            add(&self.service.metrics.failed, 1);
+            return encode_error(&mut self.out, opcode, request_id, &error);
+        }
         if opcode == opcode::RANGE
             && frame.header.flags == Flags::NONE
             && let Some(bits) = frame.body.first()
@@ -233,6 +237,7 @@ impl Connection {
                 let (out, watches) = self.watches();
                 watches.ask_progress(id, out);
             }
+            _ if self.service.change(id, request, &self.inbox)? => self.in_flight += 1,
             _ => {
                 let view = self.service.node.view();
                 let reply_header = self.service.header(view.revision(), self.service.term());

@@ -38,7 +38,7 @@ use crate::rate_limit::LogLimit;
 use crate::service::Service;
 use crate::watch::WatchSet;
 use inbox::Delivery;
-pub(crate) use inbox::Mail;
+pub(crate) use inbox::{ChangeDone, Mail};
 use intake::{Batch, Spares};
 use ranges::PausedRange;
 use work::Work;
@@ -205,6 +205,10 @@ impl Connection {
         }
         for delivery in self.mail.deliveries.drain(..) {
             match delivery {
+                Delivery::Change(done) => {
+                    self.in_flight -= 1;
+                    self.service.answer_change(&mut self.out, done);
+                }
                 Delivery::Writes(writes, started, outcome) => {
                     self.in_flight -= writes.requests.len();
                     self.in_flight_bytes -= writes.bytes;

@@ -12,7 +12,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use varve_protocol::MAGIC;
-use varve_protocol::peer::{self, Channel, PeerFrame};
+use varve_protocol::peer::{self, Channel, PeerFrame, Refusal};
+use varve_raft::NodeHandle;
 
 use super::handshake::{FrameReader, PeerError, prepare, refusal_of, welcome};
 use super::{Peers, Shared, TIMEOUT, snapshot_in};
@@ -134,7 +135,7 @@ impl PeerPort {
         let number = self.connections.fetch_add(1, Ordering::Relaxed);
         let mut newest = {
             let mut all = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-            // Only members get here, so that the map is bounded.
+            // Only members and few newcomers get here, so that the map is bounded.
             let newest = all.entry(from).or_insert_with(|| watch::Sender::new(0));
             newest.send_modify(|newest| *newest = number.max(*newest));
             newest.subscribe()
@@ -142,14 +143,25 @@ impl PeerPort {
         let Some(node) = self.shared.node.get() else {
             return Ok(());
         };
-        let (read, _write) = stream.into_split();
+        let (read, mut write) = stream.into_split();
         let mut reader = FrameReader::new(read);
+        let mut changes = self.shared.changes.subscribe();
         loop {
             let replaced = async { newest.wait_for(|newest| *newest > number).await.is_ok() };
             let frame = tokio::select! {
                 frame = reader.next() => frame?,
                 // The other end of this one may be gone without a word.
                 _ = replaced => return Err(PeerError::Replaced),
+                () = removal(from, node, &mut changes) => {
+                    self.newest.lock().unwrap_or_else(PoisonError::into_inner).remove(&from);
+                    let refusal = Refusal::Removed { member: from };
+                    let mut out = Vec::new();
+                    peer::encode_refusal(&mut out, &refusal);
+                    timeout(TIMEOUT, write.write_all(&out))
+                        .await
+                        .map_err(|_| PeerError::Timeout)??;
+                    return Err(PeerError::Refused(refusal));
+                }
             };
             let Some(frame) = frame else {
                 return Ok(());
@@ -171,6 +183,16 @@ impl PeerPort {
             for message in messages {
                 node.peer_message(from, share(&frame.body, message));
             }
+        }
+    }
+}
+
+/// Waits until a member is removed.
+async fn removal(from: u64, node: &NodeHandle, changes: &mut watch::Receiver<u64>) {
+    while !node.members().is_removed(from) {
+        if changes.changed().await.is_err() {
+            // The node is on its way down.
+            return std::future::pending().await;
         }
     }
 }

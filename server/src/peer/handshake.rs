@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use varve_protocol::peer::{self, Channel, PeerFrame, PeerHello, Refusal};
 use varve_protocol::{DEFAULT_PEER_LIMIT, Decoder, FrameError, OwnedFrame, RequestError};
 
-use super::{Shared, TIMEOUT};
+use super::{MAX_NEWCOMERS, Shared, TIMEOUT};
 use crate::config::Url;
 use crate::service::VERSION;
 
@@ -128,6 +128,7 @@ async fn connect_to(
             to,
             channel,
             server_version: VERSION.to_owned(),
+            peer_urls: shared.own_urls(),
         },
     );
     stream.write_all(&hello).await?;
@@ -205,15 +206,7 @@ pub(super) async fn welcome(
             wanted: hello.to,
         }));
     }
-    let known = shared
-        .node
-        .get()
-        .is_some_and(|node| node.members().get(hello.from).is_some());
-    if !known || hello.from == shared.member_id() {
-        return Err(PeerError::Refused(Refusal::UnknownMember {
-            member: hello.from,
-        }));
-    }
+    check_member(shared, &hello)?;
     let mut answer = Vec::new();
     peer::encode_hello(
         &mut answer,
@@ -223,12 +216,39 @@ pub(super) async fn welcome(
             to: hello.from,
             channel: hello.channel,
             server_version: VERSION.to_owned(),
+            peer_urls: shared.own_urls(),
         },
     );
     timeout(TIMEOUT, stream.write_all(&answer))
         .await
         .map_err(|_| PeerError::Timeout)??;
     Ok(hello)
+}
+
+/// Lets members in, and those of whom this one may not have heard yet: they joined
+/// after what it has applied, which a leader would know.
+fn check_member(shared: &Shared, hello: &PeerHello) -> Result<(), PeerError> {
+    let member = hello.from;
+    let unknown = Err(PeerError::Refused(Refusal::UnknownMember { member }));
+    let Some(node) = shared.node.get().filter(|node| node.member_id() != member) else {
+        return unknown;
+    };
+    let members = node.members();
+    if members.is_removed(member) {
+        return Err(PeerError::Refused(Refusal::Removed { member }));
+    }
+    if members.get(member).is_some() {
+        return Ok(());
+    }
+    let leads = node.status().leader == node.member_id();
+    let urls_fit = hello.peer_urls.iter().all(|url| Url::parse(url).is_ok());
+    let mut newcomers = shared.newcomers();
+    let has_room = newcomers.len() < MAX_NEWCOMERS || newcomers.contains_key(&member);
+    if leads || hello.peer_urls.is_empty() || !urls_fit || !has_room {
+        return unknown;
+    }
+    newcomers.insert(member, hello.peer_urls.clone());
+    Ok(())
 }
 
 /// What a refused connection is told before it is closed.

@@ -29,6 +29,8 @@ struct Queue {
     /// Something was dropped since the member was last reported unreachable.
     dropped: bool,
     closed: bool,
+    /// The member has moved.
+    moved: bool,
 }
 
 /// Messages that wait for one member, and the task that sends them.
@@ -79,13 +81,19 @@ impl Link {
         self.wake.notify_one();
     }
 
+    /// Connects anew, to where the member is now.
+    pub(super) fn reconnect(&self) {
+        self.lock().moved = true;
+        self.wake.notify_one();
+    }
+
     /// Drops what waits; whether the link goes on.
     fn drop_queued(&self, metrics: &Metrics) -> bool {
         let mut queue = self.lock();
         add(&metrics.peer_send_failures, queue.messages.len() as u64);
         queue.messages.clear();
         queue.bytes = 0;
-        queue.dropped = false;
+        (queue.dropped, queue.moved) = (false, false);
         !queue.closed
     }
 
@@ -106,10 +114,14 @@ impl Link {
                     subtract(&shared.metrics.active_peers, 1);
                     match ended {
                         Ok(()) => {}
-                        Err(error) => tracing::warn!("lost the connection to {to:x}: {error}"),
+                        Err(error) => {
+                            shared.refused_by(&error);
+                            tracing::warn!("lost the connection to {to:x}: {error}");
+                        }
                     }
                 }
                 Err(error) => {
+                    shared.refused_by(&error);
                     // Once for each outage, and each refusal as often as the limit allows.
                     let refused =
                         matches!(error, PeerError::Refused(_) | PeerError::RefusedByPeer(_));
@@ -136,15 +148,13 @@ impl Link {
         loop {
             tokio::select! {
                 () = self.wake.notified() => {
-                    let (messages, dropped, closed) = {
+                    let (messages, dropped, closed, moved) = {
                         let mut queue = self.lock();
                         queue.bytes = 0;
                         let dropped = std::mem::take(&mut queue.dropped);
-                        (std::mem::take(&mut queue.messages), dropped, queue.closed)
+                        let messages = std::mem::take(&mut queue.messages);
+                        (messages, dropped, queue.closed, queue.moved)
                     };
-                    if closed {
-                        return Ok(());
-                    }
                     if dropped {
                         shared.unreachable(to);
                     }
@@ -156,6 +166,14 @@ impl Link {
                     }
                     out.clear();
                     out.shrink_to(4 * FRAME_BYTES);
+                    // A removed member gets the last word: that it is.
+                    if closed {
+                        return Ok(());
+                    }
+                    if moved {
+                        tracing::info!("member {to:x} has moved to {:?}", shared.urls_of(to));
+                        return Ok(());
+                    }
                 }
                 // The other side says nothing here but why it closes the connection.
                 frame = reader.next() => match frame? {

@@ -19,21 +19,26 @@ mod snapshot_out;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use varve_raft::{NodeHandle, SnapshotStream, Transport};
+use tokio::sync::watch;
+use varve_protocol::peer::Refusal;
+use varve_raft::{Membership, NodeHandle, SnapshotStream, Transport};
 
 use crate::metrics::Metrics;
 use crate::rate_limit::LogLimit;
+use handshake::PeerError;
 use link::Link;
 
 pub use accept::PeerPort;
 
 /// How long a connection attempt, a handshake or a write may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Members that may introduce themselves before the membership has them.
+const MAX_NEWCOMERS: usize = 64;
 /// One line about each kind of trouble in this time.
 const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -45,6 +50,10 @@ pub(crate) struct Shared {
     node: OnceLock<NodeHandle>,
     log_limit: LogLimit,
     snapshots: AtomicU64,
+    /// URLs of members that connected and that the membership does not have yet.
+    newcomers: Mutex<HashMap<u64, Vec<String>>>,
+    /// Counts changes of the membership.
+    changes: watch::Sender<u64>,
 }
 
 impl Shared {
@@ -64,10 +73,30 @@ impl Shared {
 
     /// Where a member is reached, by the newest membership.
     fn urls_of(&self, member: u64) -> Vec<String> {
-        self.node
-            .get()
-            .and_then(|node| node.members().get(member).map(|m| m.peer_urls.clone()))
+        let members = self.node.get().map(NodeHandle::members);
+        let known = members.and_then(|members| Some(members.get(member)?.peer_urls.clone()));
+        known
+            .or_else(|| self.newcomers().get(&member).cloned())
             .unwrap_or_default()
+    }
+
+    /// This member's own peer URLs.
+    fn own_urls(&self) -> Vec<String> {
+        self.urls_of(self.member_id())
+    }
+
+    fn newcomers(&self) -> MutexGuard<'_, HashMap<u64, Vec<String>>> {
+        self.newcomers.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Notes that another member refused this one; as removed, if that is why.
+    fn refused_by(&self, error: &PeerError) {
+        if let PeerError::RefusedByPeer(Refusal::Removed { member }) = error
+            && *member == self.member_id()
+            && let Some(node) = self.node.get()
+        {
+            node.told_removed();
+        }
     }
 
     fn unreachable(&self, member: u64) {
@@ -93,6 +122,8 @@ impl Peers {
                 node: OnceLock::new(),
                 log_limit: LogLimit::new(LOG_INTERVAL),
                 snapshots: AtomicU64::new(1),
+                newcomers: Mutex::default(),
+                changes: watch::Sender::new(0),
             }),
         }
     }
@@ -102,6 +133,7 @@ impl Peers {
         Box::new(Outgoing {
             shared: Arc::clone(&self.shared),
             links: HashMap::new(),
+            urls: HashMap::new(),
         })
     }
 
@@ -116,6 +148,8 @@ impl Peers {
 struct Outgoing {
     shared: Arc<Shared>,
     links: HashMap<u64, Arc<Link>>,
+    /// Where the members were at the last change.
+    urls: HashMap<u64, Vec<String>>,
 }
 
 impl Transport for Outgoing {
@@ -124,6 +158,31 @@ impl Transport for Outgoing {
             .entry(to)
             .or_insert_with(|| Link::start(&self.shared, to))
             .push(messages, &self.shared.metrics);
+    }
+
+    fn members_changed(&mut self, members: &Membership) {
+        self.links.retain(|id, link| {
+            let is_removed = members.is_removed(*id);
+            if is_removed {
+                link.close();
+            }
+            !is_removed
+        });
+        let urls: HashMap<_, _> = members
+            .members()
+            .map(|member| (member.id, member.peer_urls.clone()))
+            .collect();
+        for (id, former) in &self.urls {
+            let has_moved = urls.get(id).is_some_and(|urls| urls != former);
+            if let (true, Some(link)) = (has_moved, self.links.get(id)) {
+                link.reconnect();
+            }
+        }
+        self.urls = urls;
+        self.shared
+            .newcomers()
+            .retain(|id, _| members.get(*id).is_none() && !members.is_removed(*id));
+        self.shared.changes.send_modify(|count| *count += 1);
     }
 
     fn send_snapshot(&mut self, to: u64, stream: Box<dyn SnapshotStream>) {

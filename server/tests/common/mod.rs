@@ -2,6 +2,8 @@
 #![allow(dead_code)] // each test file uses its part
 #![allow(missing_docs, unreachable_pub)]
 
+pub mod load;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -92,6 +94,8 @@ pub struct Member {
     pub peer_port: u16,
     pub data_dir: PathBuf,
     child: Option<Child>,
+    /// `--initial-cluster` and `--initial-cluster-state`, where they differ from the others'.
+    pub joins: Option<String>,
 }
 
 impl Member {
@@ -118,6 +122,15 @@ impl Member {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+    }
+
+    pub fn peer_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.peer_port)
+    }
+
+    /// Waits for the process to end by itself.
+    pub fn ended(&mut self) -> ExitStatus {
+        wait_for_exit(&mut self.child.take().unwrap(), PATIENCE)
     }
 
     /// Sends a signal by name and waits for the end.
@@ -219,6 +232,20 @@ impl Cluster {
 
     /// The same without starting them.
     pub fn prepare(count: usize, flags: &[&str]) -> Self {
+        Self::of(count, count, flags)
+    }
+
+    /// Starts `founders` of `count` members; the others can join.
+    pub fn found(founders: usize, count: usize, flags: &[&str]) -> Self {
+        let mut cluster = Self::of(founders, count, flags);
+        for index in 0..founders {
+            cluster.spawn(index);
+        }
+        cluster.wait_healthy();
+        cluster
+    }
+
+    fn of(founders: usize, count: usize, flags: &[&str]) -> Self {
         let turn = Turn::take();
         let directory = tempfile::tempdir().unwrap();
         let members: Vec<_> = (1..=count)
@@ -228,10 +255,12 @@ impl Cluster {
                 peer_port: free_port(),
                 data_dir: directory.path().join(format!("n{number}.varve")),
                 child: None,
+                joins: None,
             })
             .collect();
         let initial_cluster: Vec<_> = members
             .iter()
+            .take(founders)
             .map(|member| format!("{}=http://127.0.0.1:{}", member.name, member.peer_port))
             .collect();
         Self {
@@ -264,7 +293,23 @@ impl Cluster {
                 "--initial-advertise-peer-urls",
                 format!("http://127.0.0.1:{peer}"),
             ),
-            ("--initial-cluster", self.initial_cluster.clone()),
+            (
+                "--initial-cluster",
+                member
+                    .joins
+                    .as_ref()
+                    .unwrap_or(&self.initial_cluster)
+                    .clone(),
+            ),
+            (
+                "--initial-cluster-state",
+                if member.joins.is_some() {
+                    "existing"
+                } else {
+                    "new"
+                }
+                .to_owned(),
+            ),
         ]
         .into_iter()
         .flat_map(|(flag, value)| [flag.to_owned(), value])

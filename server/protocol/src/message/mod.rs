@@ -1,8 +1,10 @@
 //! Requests and replies by opcode.
 
+mod cluster;
 mod node;
 mod watch;
 
+pub use cluster::{MemberAddRequest, MemberAddResponse, MemberIdRequest, MemberUpdateRequest};
 pub use node::{
     HashKvRequest, HashKvResponse, HelloRequest, HelloResponse, Member, MemberListRequest,
     MemberListResponse, StatusResponse,
@@ -87,6 +89,16 @@ requests! {
     HashKv(HashKvRequest) = opcode::HASH_KV;
     /// The members.
     MemberList(MemberListRequest) = opcode::MEMBER_LIST;
+    /// Add a member.
+    MemberAdd(MemberAddRequest) = opcode::MEMBER_ADD;
+    /// Remove a member.
+    MemberRemove(MemberIdRequest) = opcode::MEMBER_REMOVE;
+    /// Give a member other peer URLs.
+    MemberUpdate(MemberUpdateRequest) = opcode::MEMBER_UPDATE;
+    /// Give a learner its vote.
+    MemberPromote(MemberIdRequest) = opcode::MEMBER_PROMOTE;
+    /// Make another member the leader.
+    MoveLeader(MemberIdRequest) = opcode::MOVE_LEADER;
     /// Open a watch.
     Watch(WatchRequest<'a>) = opcode::WATCH;
     /// End a watch.
@@ -107,6 +119,8 @@ impl<'a> Request<'a> {
             Self::Txn(txn) => txn_bytes(txn),
             Self::Watch(watch) => watch.key.len() + watch.range_end.len(),
             Self::Hello(hello) => hello.client.len(),
+            Self::MemberAdd(add) => add.peer_urls.iter().map(String::len).sum(),
+            Self::MemberUpdate(update) => update.peer_urls.iter().map(String::len).sum(),
             _ => 0,
         }
     }
@@ -173,6 +187,7 @@ replies!(
     StatusResponse,
     HashKvResponse,
     MemberListResponse,
+    MemberAddResponse,
     WatchResponse,
 );
 

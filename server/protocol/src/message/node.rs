@@ -268,14 +268,17 @@ impl MemberListResponse {
     }
 }
 
-fn put_strings(out: &mut Vec<u8>, texts: &[String]) {
+pub(super) fn put_strings(out: &mut Vec<u8>, texts: &[String]) {
     put_count(out, texts.len());
     for text in texts {
         put_bytes(out, text.as_bytes());
     }
 }
 
-fn strings(reader: &mut Reader<'_>, what: &'static str) -> Result<Vec<String>, DecodeError> {
+pub(super) fn strings(
+    reader: &mut Reader<'_>,
+    what: &'static str,
+) -> Result<Vec<String>, DecodeError> {
     let count = reader.count(4, what)?;
     (0..count)
         .map(|_| reader.string(what).map(str::to_owned))

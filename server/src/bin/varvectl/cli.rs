@@ -74,6 +74,8 @@ pub(crate) enum Command {
     /// Membership related commands
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Member(MemberArgs),
+    /// Transfers leadership to another node in the cluster
+    MoveLeader(MoveLeaderArgs),
     /// Prints the version of varvectl
     Version,
 }
@@ -279,8 +281,58 @@ pub(crate) struct MemberArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum MemberCommand {
+    /// Adds a member into the cluster
+    Add(MemberAddArgs),
+    /// Removes a member from the cluster
+    Remove(MemberIdArgs),
+    /// Updates a member in the cluster
+    Update(MemberUpdateArgs),
+    /// Promotes a non-voting member in the cluster
+    Promote(MemberIdArgs),
     /// Lists all members in the cluster
     List(MemberListArgs),
+}
+
+switches! {
+    /// Arguments of `member add`.
+    MemberAddArgs {
+        /// Indicates if the new member is raft learner
+        learner,
+    } {
+        /// Comma separated peer URLs for the new member
+        #[arg(long, default_value = "")]
+        pub(crate) peer_urls: String,
+        /// Its name
+        #[arg(value_name = "NAME")]
+        pub(crate) args: Vec<String>,
+    }
+}
+
+/// Arguments of `member update`.
+#[derive(Debug, Args)]
+pub(crate) struct MemberUpdateArgs {
+    /// Comma separated peer URLs for the updated member
+    #[arg(long, default_value = "")]
+    pub(crate) peer_urls: String,
+    /// Its id in hex
+    #[arg(value_name = "MEMBER_ID")]
+    pub(crate) args: Vec<String>,
+}
+
+/// Arguments of `member remove` and `member promote`.
+#[derive(Debug, Args)]
+pub(crate) struct MemberIdArgs {
+    /// Its id in hex
+    #[arg(value_name = "MEMBER_ID")]
+    pub(crate) args: Vec<String>,
+}
+
+/// Arguments of `move-leader`.
+#[derive(Debug, Args)]
+pub(crate) struct MoveLeaderArgs {
+    /// Id in hex of the member that is to lead
+    #[arg(value_name = "TRANSFEREE_ID")]
+    pub(crate) args: Vec<String>,
 }
 
 /// Arguments of `member list`.

@@ -97,6 +97,20 @@ pub(crate) fn parse_int_radix(text: &str, radix: u32) -> Result<i64, String> {
     })
 }
 
+/// Go's `strconv.ParseUint(text, 16, 64)`, as ids are given.
+pub(crate) fn parse_hex_id(text: &str) -> Result<u64, String> {
+    let fails = |why: &str| {
+        format!(
+            "strconv.ParseUint: parsing {}: {why}",
+            quote(text.as_bytes())
+        )
+    };
+    if text.is_empty() || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return Err(fails("invalid syntax"));
+    }
+    u64::from_str_radix(text, 16).map_err(|_| fails("value out of range"))
+}
+
 /// Reads a truth value.
 pub(crate) fn parse_bool(text: &str) -> Result<bool, String> {
     match text {

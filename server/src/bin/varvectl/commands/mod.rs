@@ -5,6 +5,7 @@ pub(crate) mod del;
 mod endpoint;
 pub(crate) mod get;
 mod member;
+mod move_leader;
 pub(crate) mod put;
 mod txn;
 mod version;
@@ -31,6 +32,7 @@ pub(crate) async fn run(command: Command, settings: Settings) -> Result<(), Fail
         Command::Watch(args) => watch::run(args, &settings).await,
         Command::Endpoint(args) => endpoint::run(&args, &settings).await,
         Command::Member(args) => member::run(&args, &settings).await,
+        Command::MoveLeader(args) => move_leader::run(&args, &settings).await,
         Command::Version => version::run(),
     }
 }

@@ -1,13 +1,16 @@
 //! Outputs recorded from etcdctl 3.4.23 against a real etcd, held byte for byte.
 
 use varve_client::Answer;
-use varve_protocol::{HashKvResponse, Member, MemberListResponse, StatusResponse};
+use varve_protocol::{
+    HashKvResponse, Member, MemberAddResponse, MemberListResponse, StatusResponse,
+};
 use varve_types::{
     DeleteRangeResponse, Event, EventKind, KeyValue, PutResponse, RangeResponse, ResponseHeader,
     ResponseOp, TxnResponse,
 };
 
-use super::{At, Format, Health, Printer, WatchNews};
+use super::{At, Format, Health, MemberChange, Printer, WatchNews};
+use crate::failure::Failure;
 
 const SIMPLE: Printer = Printer {
     format: Format::Simple { value_only: false },
@@ -420,6 +423,85 @@ fn hash_kv() {
 "#
     );
     assert_eq!(print(JSON.hash_kv(&[])), "[]\n");
+}
+
+/// As etcdctl 3.4.23 prints it, with VARVE_ for ETCD_.
+#[test]
+fn changes_of_members() {
+    let urls = [
+        "http://127.0.0.1:42480".to_owned(),
+        "http://127.0.0.1:42481".to_owned(),
+    ];
+    let new = Member {
+        id: 0x2a42_c633_8a6e_1ef4,
+        peer_urls: urls.to_vec(),
+        is_learner: true,
+        ..Member::default()
+    };
+    let old = Member {
+        id: 0xb_7124_c8d8_8451,
+        name: "n1".to_owned(),
+        peer_urls: vec!["http://127.0.0.1:42380".to_owned()],
+        client_urls: vec!["http://127.0.0.1:42379".to_owned()],
+        ..Member::default()
+    };
+    let added = answer(
+        0,
+        MemberAddResponse {
+            member: new.clone(),
+            members: vec![old.clone(), new],
+        },
+    );
+    let urls = urls.join(",");
+    assert_eq!(
+        print(SIMPLE.member_added(&added, "l1", &urls).unwrap()),
+        "Member 2a42c6338a6e1ef4 added to cluster  48276a8f75b6a87\n\n\
+         VARVE_NAME=\"l1\"\n\
+         VARVE_INITIAL_CLUSTER=\"n1=http://127.0.0.1:42380,l1=http://127.0.0.1:42480,\
+         l1=http://127.0.0.1:42481\"\n\
+         VARVE_INITIAL_ADVERTISE_PEER_URLS=\"http://127.0.0.1:42480,http://127.0.0.1:42481\"\n\
+         VARVE_INITIAL_CLUSTER_STATE=\"existing\"\n"
+    );
+    let member = r#"{"ID":3045214222723981044,"peerURLs":["http://127.0.0.1:42480","http://127.0.0.1:42481"],"isLearner":true}"#;
+    let header = r#""header":{"cluster_id":324952591200643719,"member_id":3319814642761637952,"raft_term":2}"#;
+    let other = r#"{"ID":3220627546211409,"name":"n1","peerURLs":["http://127.0.0.1:42380"],"clientURLs":["http://127.0.0.1:42379"]}"#;
+    assert_eq!(
+        print(JSON.member_added(&added, "l1", &urls).unwrap()),
+        format!("{{{header},\"member\":{member},\"members\":[{other},{member}]}}\n")
+    );
+    let left = answer(0, MemberListResponse { members: vec![old] });
+    for (change, words) in [
+        (MemberChange::Removed, "removed from"),
+        (MemberChange::Updated, "updated in"),
+        (MemberChange::Promoted, "promoted in"),
+    ] {
+        assert_eq!(
+            print(
+                SIMPLE
+                    .member_changed(&left, 0xb_7124_c8d8_8451, change)
+                    .unwrap()
+            ),
+            format!("Member    b7124c8d88451 {words} cluster  48276a8f75b6a87\n")
+        );
+        assert_eq!(
+            print(JSON.member_changed(&left, 7, change).unwrap()),
+            format!("{{{header},\"members\":[{other}]}}\n")
+        );
+    }
+    assert_eq!(
+        print(SIMPLE.leader_moved(0x1f, 0xab).unwrap()),
+        "Leadership transferred from 1f to ab\n"
+    );
+    assert_eq!(print(JSON.leader_moved(1, 2).unwrap()), "{}\n");
+    for (printer, name) in [(FIELDS, "fields"), (TABLE, "table")] {
+        assert_eq!(
+            printer.check_member_change(),
+            Err(Failure::new(
+                4,
+                format!("{name} not supported as output format")
+            ))
+        );
+    }
 }
 
 #[test]

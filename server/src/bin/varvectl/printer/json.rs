@@ -6,7 +6,9 @@ use std::io;
 use serde::ser::{Serialize, Serializer};
 use serde_json::ser::Formatter;
 use varve_client::Answer;
-use varve_protocol::{HashKvResponse, MemberListResponse, StatusResponse};
+use varve_protocol::{
+    HashKvResponse, Member, MemberAddResponse, MemberListResponse, StatusResponse,
+};
 use varve_types::{
     DeleteRangeResponse, Event, EventKind, KeyValue, PutResponse, RangeResponse, ResponseHeader,
     ResponseOp, TxnResponse,
@@ -250,6 +252,34 @@ struct MemberJson<'a> {
     is_learner: bool,
 }
 
+impl<'a> From<&'a Member> for MemberJson<'a> {
+    fn from(member: &'a Member) -> Self {
+        Self {
+            id: member.id,
+            name: &member.name,
+            peer_urls: &member.peer_urls,
+            client_urls: &member.client_urls,
+            is_learner: member.is_learner,
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct MemberAdded<'a> {
+    header: Header,
+    member: MemberJson<'a>,
+    #[serde(skip_serializing_if = "no_items")]
+    members: Vec<MemberJson<'a>>,
+}
+
+pub(super) fn member_added(answer: &Answer<MemberAddResponse>) -> Vec<u8> {
+    line(&MemberAdded {
+        header: (&answer.header).into(),
+        member: (&answer.body.member).into(),
+        members: answer.body.members.iter().map(MemberJson::from).collect(),
+    })
+}
+
 #[derive(serde::Serialize)]
 struct Members<'a> {
     header: Header,
@@ -301,16 +331,9 @@ pub(super) fn members(answer: &Answer<MemberListResponse>, hex: bool) -> Vec<u8>
             members: members.collect(),
         });
     }
-    let members = members.map(|member| MemberJson {
-        id: member.id,
-        name: &member.name,
-        peer_urls: &member.peer_urls,
-        client_urls: &member.client_urls,
-        is_learner: member.is_learner,
-    });
     line(&Members {
         header: (&answer.header).into(),
-        members: members.collect(),
+        members: members.map(MemberJson::from).collect(),
     })
 }
 

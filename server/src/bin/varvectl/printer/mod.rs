@@ -8,7 +8,7 @@ mod simple;
 mod table;
 
 use varve_client::Answer;
-use varve_protocol::{HashKvResponse, MemberListResponse, StatusResponse};
+use varve_protocol::{HashKvResponse, MemberAddResponse, MemberListResponse, StatusResponse};
 use varve_types::{
     DeleteRangeResponse, Event, PutResponse, RangeResponse, ResponseHeader, TxnResponse,
 };
@@ -47,6 +47,14 @@ pub(crate) struct WatchNews<'e> {
     pub(crate) events: &'e [Event],
     pub(crate) canceled: bool,
     pub(crate) compact_revision: i64,
+}
+
+/// What was done to a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MemberChange {
+    Removed,
+    Updated,
+    Promoted,
 }
 
 /// Turns replies into what is written to standard output.
@@ -123,6 +131,55 @@ impl Printer {
             Format::Fields => fields::members(answer),
             Format::Table => table::members(&answer.body).render(),
         }
+    }
+
+    /// Whether the format can show a change of the membership: better known before
+    /// it is made.
+    pub(crate) fn check_member_change(&self) -> Result<(), Failure> {
+        match self.format {
+            Format::Simple { .. } | Format::Json => Ok(()),
+            Format::Fields => Err(Failure::new(
+                EXIT_BAD_FEATURE,
+                "fields not supported as output format",
+            )),
+            Format::Table => no_table().map(drop),
+        }
+    }
+
+    /// A new member of this name, with what its configuration needs in the simple format.
+    pub(crate) fn member_added(
+        &self,
+        answer: &Answer<MemberAddResponse>,
+        name: &str,
+        peer_urls: &str,
+    ) -> Printed {
+        self.check_member_change()?;
+        Ok(match self.format {
+            Format::Json => json::member_added(answer),
+            _ => simple::member_added(answer, name, peer_urls),
+        })
+    }
+
+    pub(crate) fn member_changed(
+        &self,
+        answer: &Answer<MemberListResponse>,
+        id: u64,
+        what: MemberChange,
+    ) -> Printed {
+        self.check_member_change()?;
+        Ok(match self.format {
+            Format::Json => json::members(answer, false),
+            _ => simple::member_changed(&answer.header, id, what),
+        })
+    }
+
+    pub(crate) fn leader_moved(&self, from: u64, to: u64) -> Printed {
+        self.check_member_change()?;
+        Ok(match self.format {
+            // etcd gives this answer no header.
+            Format::Json => b"{}\n".to_vec(),
+            _ => format!("Leadership transferred from {from:x} to {to:x}\n").into_bytes(),
+        })
     }
 
     /// What goes to standard output; unhealthy endpoints go to standard error in the simple

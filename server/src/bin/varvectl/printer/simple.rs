@@ -1,11 +1,15 @@
 //! The simple format: bare keys and values, one per line.
 
+use varve_client::Answer;
+use varve_protocol::MemberAddResponse;
 use varve_types::{
-    DeleteRangeResponse, EventKind, KeyValue, PutResponse, RangeResponse, ResponseOp, TxnResponse,
+    DeleteRangeResponse, EventKind, KeyValue, PutResponse, RangeResponse, ResponseHeader,
+    ResponseOp, TxnResponse,
 };
 
 use super::table::Table;
-use super::{Health, WatchNews};
+use super::{Health, MemberChange, WatchNews};
+use crate::go_format::quote;
 
 pub(super) struct Simple {
     pub(super) hex: bool,
@@ -98,6 +102,47 @@ pub(super) fn rows(table: &Table) -> Vec<u8> {
         out.push('\n');
     }
     out.into_bytes()
+}
+
+pub(super) fn member_added(
+    answer: &Answer<MemberAddResponse>,
+    name: &str,
+    peer_urls: &str,
+) -> Vec<u8> {
+    let reply = &answer.body;
+    let members = reply.members.iter().flat_map(|member| {
+        let is_new = member.id == reply.member.id;
+        let name = if is_new { name } else { &member.name };
+        member
+            .peer_urls
+            .iter()
+            .map(move |url| format!("{name}={url}"))
+    });
+    let members = members.collect::<Vec<_>>().join(",");
+    let quoted = |text: &str| quote(text.as_bytes());
+    format!(
+        "Member {:>16x} added to cluster {:>16x}\n\n\
+         VARVE_NAME={}\n\
+         VARVE_INITIAL_CLUSTER={}\n\
+         VARVE_INITIAL_ADVERTISE_PEER_URLS={}\n\
+         VARVE_INITIAL_CLUSTER_STATE=\"existing\"\n",
+        reply.member.id,
+        answer.header.cluster_id,
+        quoted(name),
+        quoted(&members),
+        quoted(peer_urls),
+    )
+    .into_bytes()
+}
+
+pub(super) fn member_changed(header: &ResponseHeader, id: u64, what: MemberChange) -> Vec<u8> {
+    let what = match what {
+        MemberChange::Removed => "removed from",
+        MemberChange::Updated => "updated in",
+        MemberChange::Promoted => "promoted in",
+    };
+    let cluster = header.cluster_id;
+    format!("Member {id:>16x} {what} cluster {cluster:>16x}\n").into_bytes()
 }
 
 pub(super) fn healthy(list: &[Health]) -> Vec<u8> {
