@@ -78,7 +78,8 @@ impl Membership {
 
     /// Whether `id` was a member and was removed.
     pub fn is_removed(&self, id: u64) -> bool {
-        self.removed.contains(&id)
+        // Nearly always asked for one that is there.
+        !self.members.contains_key(&id) && self.removed.contains(&id)
     }
 
     /// Makes a change, or says why it can't be made; the same on every member.

@@ -45,8 +45,13 @@ impl Service {
                 let peer_urls = checked(&add.peer_urls)?;
                 let seconds = SystemTime::now().duration_since(UNIX_EPOCH);
                 let seconds = seconds.map_or(0, |since| since.as_secs() as i64);
+                // A member that was removed in this very second must not come back.
+                let members = self.node.members();
+                let id = (seconds..)
+                    .map(|seconds| identity::added_member_id(&peer_urls, seconds))
+                    .find(|id| !members.is_removed(*id));
                 let member = varve_raft::Member {
-                    id: identity::added_member_id(&peer_urls, seconds),
+                    id: id.unwrap_or_default(),
                     peer_urls,
                     is_learner: add.is_learner,
                     ..varve_raft::Member::default()

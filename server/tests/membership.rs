@@ -169,6 +169,10 @@ async fn a_cluster_grows_and_shrinks_under_load() {
         !list.contains("unstarted") && list.lines().count() == count
     });
     cluster.assert_same_state().await;
+    // One that has joined starts again with the same flags.
+    cluster.members[count - 1].kill();
+    cluster.spawn(count - 1);
+    cluster.wait_healthy();
     for left in (1..count).rev() {
         // The leader first, then whoever comes: the first member stays.
         let leader = cluster.leader().await;

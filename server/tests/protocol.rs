@@ -418,6 +418,7 @@ async fn a_newer_connection_of_a_member_ends_the_older_one() {
     let members = member.client().member_list(false).await.unwrap();
     let mut members = members.body.members.iter().map(|member| member.id);
     let hello = PeerHello {
+        peer_urls: Vec::new(),
         cluster_id: status.header.cluster_id,
         from: members.find(|id| *id != to).unwrap(),
         to,
