@@ -17,6 +17,7 @@ use varve_engine::backend::Applied;
 use varve_engine::disk::{Disk, OpenMode};
 use varve_engine::mvcc::{BatchOptions, Store};
 use varve_engine::wal::{Group, Identity, Wal, WalConfig};
+use varve_types::Reader;
 
 use crate::config::Config;
 use crate::error::RaftError;
@@ -31,6 +32,10 @@ use crate::stores::{FIRST_STORE, StoreFiles};
 /// The file that says whose data directory it is.
 pub const MEMBER_FILE: &str = "member";
 const MEMBER_FILE_NEW: &str = "member.new";
+/// Begins the line with the members of the cluster that was joined, encoded, in hex.
+const JOINED: &str = "joined ";
+/// Longest such file.
+const MAX_MEMBER_FILE_BYTES: u64 = 1 << 20;
 /// Its last line once the member has been removed from the cluster.
 const REMOVED_LINE: &str = "removed\n";
 
@@ -53,7 +58,8 @@ pub(crate) fn open(config: &Config, wal_config: WalConfig) -> Result<Started, Ra
     let bootstrap = config
         .initial_cluster
         .membership(&config.initial_cluster_token)?;
-    let (identity, doubt) = identify(config, &bootstrap)?;
+    let (owner, doubt) = identify(config, &bootstrap)?;
+    let identity = owner.identity;
 
     let mut replay = Replay::new(config.log_cache_bytes);
     let wal_dir = match &config.wal_dir {
@@ -83,7 +89,7 @@ pub(crate) fn open(config: &Config, wal_config: WalConfig) -> Result<Started, Ra
     );
     let replayed = match replay.finish(wal.reader())? {
         Some(replayed) => replayed,
-        None => begin_log(&mut wal, &files, &bootstrap, config)?,
+        None => begin_log(&mut wal, &files, &bootstrap, owner.joined.as_ref(), config)?,
     };
     let store = open_store(&files, &replayed)?;
     let membership = match meta::members(&store.view())? {
@@ -151,16 +157,27 @@ fn has_moved(config: &Config, members: &Membership, id: u64, urls: &[String]) ->
 /// The peer URLs of the flags and the error, if their hash is another member's id.
 type Doubt = Option<(Vec<String>, RaftError)>;
 
+/// Whose a data directory is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Owner {
+    identity: Identity,
+    /// The members of the cluster that it joined, as they were then: the log begins
+    /// with them, also if the first start is cut short before that.
+    joined: Option<Membership>,
+    is_removed: bool,
+}
+
 /// Whose data directory it is. Written once, and never changed but when the member
 /// has been removed.
-fn identify(config: &Config, bootstrap: &Membership) -> Result<(Identity, Doubt), RaftError> {
+fn identify(config: &Config, bootstrap: &Membership) -> Result<(Owner, Doubt), RaftError> {
     let own = bootstrap
         .members()
         .find(|member| member.name == config.name);
     let path = config.data_dir.join(MEMBER_FILE);
     if config.disk.exists(&path)? {
-        let (found, is_removed) = read_member_file(&*config.disk, &path)?;
-        if is_removed {
+        let owner = read_member_file(&*config.disk, &path)?;
+        let found = owner.identity;
+        if owner.is_removed {
             return Err(removed(config, found));
         }
         let foreign = |own: &Member| RaftError::Foreign {
@@ -173,7 +190,7 @@ fn identify(config: &Config, bootstrap: &Membership) -> Result<(Identity, Doubt)
         let doubt = own
             .filter(|own| own.id != found.member_id)
             .map(|own| (own.peer_urls.clone(), foreign(own)));
-        return Ok((found, doubt));
+        return Ok((owner, doubt));
     }
     let identity = match &config.join {
         Some(join) => Identity {
@@ -190,8 +207,13 @@ fn identify(config: &Config, bootstrap: &Membership) -> Result<(Identity, Doubt)
             }
         }
     };
-    write_member_file(&*config.disk, &config.data_dir, identity, false)?;
-    Ok((identity, None))
+    let owner = Owner {
+        identity,
+        joined: config.join.as_ref().map(|join| join.members.clone()),
+        is_removed: false,
+    };
+    write_member_file(&*config.disk, &config.data_dir, &owner)?;
+    Ok((owner, None))
 }
 
 /// Notes in the data directory that its member has been removed, so that it does not
@@ -201,21 +223,27 @@ pub(crate) fn mark_removed(
     data_dir: &Path,
     identity: Identity,
 ) -> Result<(), RaftError> {
-    write_member_file(disk, data_dir, identity, true)
+    let owner = Owner {
+        identity,
+        joined: None,
+        is_removed: true,
+    };
+    write_member_file(disk, data_dir, &owner)
 }
 
-fn write_member_file(
-    disk: &dyn Disk,
-    data_dir: &Path,
-    identity: Identity,
-    is_removed: bool,
-) -> Result<(), RaftError> {
-    let text = format!(
-        "varve 1\ncluster {:016x}\nmember {:016x}\n{}",
-        identity.cluster_id,
-        identity.member_id,
-        if is_removed { REMOVED_LINE } else { "" }
+fn write_member_file(disk: &dyn Disk, data_dir: &Path, owner: &Owner) -> Result<(), RaftError> {
+    let mut text = format!(
+        "varve 1\ncluster {:016x}\nmember {:016x}\n",
+        owner.identity.cluster_id, owner.identity.member_id,
     );
+    if let Some(members) = &owner.joined {
+        let bytes = meta::encode_members(members);
+        let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        text.push_str(&format!("{JOINED}{digits}\n"));
+    }
+    if owner.is_removed {
+        text.push_str(REMOVED_LINE);
+    }
     let new = data_dir.join(MEMBER_FILE_NEW);
     let file = disk.open(&new, OpenMode::Create)?;
     file.truncate(0)?;
@@ -225,10 +253,9 @@ fn write_member_file(
     Ok(disk.sync_dir(data_dir)?)
 }
 
-/// Whose it is, and whether that member has been removed.
-fn read_member_file(disk: &dyn Disk, path: &Path) -> Result<(Identity, bool), RaftError> {
+fn read_member_file(disk: &dyn Disk, path: &Path) -> Result<Owner, RaftError> {
     let file = disk.open(path, OpenMode::Existing)?;
-    let mut bytes = [0; 256];
+    let mut bytes = vec![0; file.len()?.min(MAX_MEMBER_FILE_BYTES) as usize];
     let read = file.read_at(&mut bytes, 0)?;
     let text = String::from_utf8_lossy(&bytes[..read]);
     let field = |name: &str| {
@@ -241,11 +268,22 @@ fn read_member_file(disk: &dyn Disk, path: &Path) -> Result<(Identity, bool), Ra
         field("member "),
     ) {
         (true, Some(cluster_id), Some(member_id)) => {
-            let identity = Identity {
-                cluster_id,
-                member_id,
-            };
-            Ok((identity, text.ends_with(REMOVED_LINE)))
+            let joined = text.lines().find_map(|line| line.strip_prefix(JOINED));
+            let members = joined.map(decode_joined);
+            if members.as_ref().is_some_and(Option::is_none) {
+                return Err(RaftError::Inconsistent(format!(
+                    "{} does not name the members of the cluster that was joined",
+                    path.display()
+                )));
+            }
+            Ok(Owner {
+                identity: Identity {
+                    cluster_id,
+                    member_id,
+                },
+                joined: members.flatten(),
+                is_removed: text.ends_with(REMOVED_LINE),
+            })
         }
         _ => Err(RaftError::Inconsistent(format!(
             "{} does not name a member and a cluster",
@@ -254,12 +292,25 @@ fn read_member_file(disk: &dyn Disk, path: &Path) -> Result<(Identity, bool), Ra
     }
 }
 
+fn decode_joined(digits: &str) -> Option<Membership> {
+    let pairs = digits.as_bytes().chunks(2);
+    let bytes: Option<Vec<u8>> = pairs
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
+        .collect();
+    let bytes = bytes?;
+    let mut reader = Reader::new(&bytes);
+    let members = Membership::decode(&mut reader).ok()?;
+    reader.finish().ok()?;
+    Some(members)
+}
+
 /// Writes the first marker: every member of the bootstrap writes the same. A member
 /// that joins has a log from index 0, which is nobody's: so it is sent a snapshot.
 fn begin_log(
     wal: &mut Wal,
     files: &StoreFiles,
     bootstrap: &Membership,
+    joined: Option<&Membership>,
     config: &Config,
 ) -> Result<Replayed, RaftError> {
     if let Some(number) = files.numbers()?.first() {
@@ -268,8 +319,8 @@ fn begin_log(
              this member must be replaced"
         )));
     }
-    let (first, members) = match &config.join {
-        Some(join) => (0, &join.members),
+    let (first, members) = match joined {
+        Some(members) => (0, members),
         None => (1, bootstrap),
     };
     let marker = Marker {
@@ -331,4 +382,70 @@ fn open_store(files: &StoreFiles, replayed: &Replayed) -> Result<Store, RaftErro
         )));
     }
     Ok(store)
+}
+
+#[cfg(test)]
+mod tests {
+    use varve_engine::backend::Backend;
+    use varve_engine::backend::memory::Memory;
+    use varve_engine::disk::SimDisk;
+
+    use super::*;
+
+    fn owner(joined: bool) -> Owner {
+        let mut members = Membership::default();
+        members.insert(Member {
+            id: 7,
+            peer_urls: vec!["http://h:1".into()],
+            ..Member::default()
+        });
+        Owner {
+            identity: Identity {
+                cluster_id: 5,
+                member_id: 7,
+            },
+            joined: joined.then_some(members),
+            is_removed: false,
+        }
+    }
+
+    fn disk() -> Arc<dyn Disk> {
+        let disk = SimDisk::new();
+        disk.create_dir(Path::new("/data")).unwrap();
+        Arc::new(disk)
+    }
+
+    #[test]
+    fn the_member_file_comes_back() {
+        let (disk, dir) = (disk(), Path::new("/data"));
+        let path = dir.join(MEMBER_FILE);
+        for joined in [false, true] {
+            write_member_file(&*disk, dir, &owner(joined)).unwrap();
+            assert_eq!(read_member_file(&*disk, &path).unwrap(), owner(joined));
+        }
+        mark_removed(&*disk, dir, owner(true).identity).unwrap();
+        assert!(read_member_file(&*disk, &path).unwrap().is_removed);
+    }
+
+    /// A member that joins must not form a cluster of its own, although the start after
+    /// a crash does not ask the others again.
+    #[test]
+    fn joining_goes_on_after_a_crash_before_the_log_began() {
+        let disk = disk();
+        write_member_file(&*disk, Path::new("/data"), &owner(true)).unwrap();
+        let open = |_: &Path| {
+            let memory: Arc<dyn Backend> = Arc::new(Memory::new());
+            Ok(memory)
+        };
+        let mut config = Config::new("/data", disk, Arc::new(open));
+        config.name = "other".to_owned();
+        let wal_config = WalConfig {
+            prepare_in_background: false,
+            ..WalConfig::default()
+        };
+        let started = super::open(&config, wal_config).unwrap();
+        assert_eq!(started.identity, owner(true).identity);
+        assert_eq!(Some((*started.membership).clone()), owner(true).joined);
+        assert_eq!(started.replayed.marker.index, 0);
+    }
 }

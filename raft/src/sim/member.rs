@@ -158,6 +158,8 @@ impl Member {
         let shared: Arc<dyn Disk> = Arc::new(disk.clone());
         let mut config = self.config.clone();
         config.open_store = stores.opener(shared.clone());
+        // Who has a data directory does not ask others what to join.
+        config.join = None;
         config.disk = shared;
         let installed = self.installed;
         match Self::boot(config, disk, stores, self.boot_seed, self.lives + 1) {
