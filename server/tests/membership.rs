@@ -430,7 +430,7 @@ async fn who_does_not_belong_does_not_start() {
     let other = cluster.members[4].peer_url();
     let added = cluster
         .client()
-        .member_add(&[other.clone()], true)
+        .member_add(std::slice::from_ref(&other), true)
         .await
         .unwrap();
     let id = added.body.member.id;
