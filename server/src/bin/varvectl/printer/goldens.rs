@@ -60,7 +60,7 @@ fn kv(key: &str, value: &str, create: i64, modified: i64, version: i64) -> KeyVa
     }
 }
 
-fn text(printed: Result<Vec<u8>, crate::failure::Failure>) -> String {
+fn text(printed: Result<Vec<u8>, Failure>) -> String {
     String::from_utf8(printed.unwrap()).unwrap()
 }
 
