@@ -40,7 +40,8 @@ impl<'b> WriteBatch<'b> {
         let publisher = shared.writer();
         shared.check_latch()?;
         let state = publisher.newest();
-        shared.space().recycle(shared.horizon(&publisher));
+        let horizon = shared.horizon(&publisher);
+        shared.space().recycle(&horizon);
         Ok(Self {
             shared,
             publisher,

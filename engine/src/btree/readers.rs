@@ -152,8 +152,8 @@ impl Publisher {
         false
     }
 
-    /// The number of the oldest state that a reader can see.
-    pub(super) fn oldest(&self) -> u64 {
+    /// The numbers of the states that readers hold, and of the newest; ascending.
+    pub(super) fn held(&self) -> Vec<u64> {
         let current = self.readers.current.load(SeqCst);
         let held = self
             .readers
@@ -164,7 +164,9 @@ impl Publisher {
                 // SAFETY: only the writer, which this is, ever writes the state.
                 held.then(|| unsafe { (*slot.state.get()).number })
             });
-        held.min().unwrap_or(0)
+        let mut held: Vec<_> = held.collect();
+        held.sort_unstable();
+        held
     }
 
     /// The newest published state.

@@ -5,9 +5,10 @@
 //!   taken by the open batch, live in the newest published state, pending
 //!   (freed, but perhaps still seen), or part of a persisted free-space map.
 //! - A page freed by the batch that made state t, born in state b, is taken
-//!   again only when no reader holds a state before t, and, if b is not younger
-//!   than the newest checkpoint that began, a checkpoint of state t or later is
-//!   durable. A checkpoint pins its state before it announces itself as begun
+//!   again only when no reader holds a state from b on and before t, and, if b is
+//!   not younger than the newest checkpoint that began, a checkpoint of state t
+//!   or later is durable. So a long reader, or a checkpoint, keeps the pages of
+//!   its own state, and none of those that came and went since. A checkpoint pins its state before it announces itself as begun
 //!   and until it is durable, so looking at the pins first and then at what has
 //!   begun misses none.
 
@@ -87,6 +88,8 @@ pub(super) struct Space {
     taken: Vec<Extent>,
     /// Freed by the batch that made a state; ascending.
     pending: VecDeque<(u64, Vec<Freed>)>,
+    /// Those of states up to this one were looked at when they were new.
+    looked: u64,
     /// As `pending`, but seen by no reader any more: waits for a checkpoint.
     waiting: VecDeque<(u64, Vec<Freed>)>,
     pending_pages: u64,
@@ -120,10 +123,10 @@ struct Vacuum {
 }
 
 /// What [`Space::recycle`] needs to know.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Horizon {
-    /// The oldest state that a reader can see; looked at first.
-    pub(super) oldest: u64,
+    /// The states that readers hold and the newest, ascending; looked at first.
+    pub(super) held: Vec<u64>,
     /// The newest state of which a checkpoint began; looked at second.
     pub(super) begun: u64,
     /// The state of the last durable checkpoint.
@@ -252,11 +255,13 @@ impl Space {
     }
 
     /// Frees the pending pages that nobody can see any more.
-    pub(super) fn recycle(&mut self, horizon: Horizon) {
+    pub(super) fn recycle(&mut self, horizon: &Horizon) {
+        self.recycle_short_lived(horizon);
+        let oldest = horizon.held.first().copied().unwrap_or(0);
         while self
             .pending
             .front()
-            .is_some_and(|(number, _)| *number <= horizon.oldest)
+            .is_some_and(|(number, _)| *number <= oldest)
         {
             let Some((number, mut freed)) = self.pending.pop_front() else {
                 break;
@@ -286,6 +291,32 @@ impl Space {
             for freed in freed {
                 self.give(freed.extent);
             }
+        }
+    }
+
+    /// Frees pages that came and went since the states that are held. Each batch's
+    /// are looked at once, when they are new; what is held then waits for the oldest.
+    fn recycle_short_lived(&mut self, horizon: &Horizon) {
+        let looked = self.looked;
+        let first = self
+            .pending
+            .partition_point(|(number, _)| *number <= looked);
+        let mut given = Vec::new();
+        for (number, freed) in self.pending.range_mut(first..) {
+            freed.retain(|freed| {
+                let at = horizon.held.partition_point(|state| *state < freed.birth);
+                let is_held = horizon.held.get(at).is_some_and(|state| state < number);
+                let keep = is_held || freed.birth <= horizon.begun;
+                if !keep {
+                    given.push(*freed);
+                }
+                keep
+            });
+        }
+        self.looked = self.pending.back().map_or(looked, |(number, _)| *number);
+        self.pending_pages -= count(&given);
+        for freed in given {
+            self.give(freed.extent);
         }
     }
 

@@ -105,15 +105,15 @@ impl Shared {
     pub(super) fn recycle_if_idle(&self) {
         if let Ok(publisher) = self.writer.try_lock() {
             let horizon = self.horizon(&publisher);
-            self.space().recycle(horizon);
+            self.space().recycle(&horizon);
         }
     }
 
     /// How far recycling may go now.
     pub(super) fn horizon(&self, publisher: &Publisher) -> Horizon {
-        let oldest = publisher.oldest();
+        let held = publisher.held();
         Horizon {
-            oldest,
+            held,
             begun: self.begun(),
             durable: self.durable.load(SeqCst),
         }

@@ -51,28 +51,28 @@ fn a_pinned_state_is_whole_and_never_older_than_the_oldest() {
         }
         for number in 2..30_000 {
             assert!(publisher.publish(state(number)));
-            recycled.store(publisher.oldest(), Ordering::SeqCst);
+            recycled.store(publisher.held()[0], Ordering::SeqCst);
         }
         done.store(true, Ordering::Relaxed);
     });
     assert_eq!(readers.count(), 0);
-    assert_eq!(publisher.oldest(), 29_999);
+    assert_eq!(publisher.held(), [29_999]);
     assert_eq!(publisher.newest(), state(29_999));
 }
 
 #[test]
-fn the_oldest_pinned_state_is_the_horizon() {
+fn pinned_states_and_the_newest_are_held() {
     let mut publisher = Publisher::new(state(1));
     let readers = Arc::clone(publisher.readers());
     let first = readers.pin();
     publisher.publish(state(2));
     let second = readers.pin();
     publisher.publish(state(3));
-    assert_eq!((publisher.oldest(), readers.count()), (1, 2));
+    assert_eq!((publisher.held(), readers.count()), (vec![1, 2, 3], 2));
     drop(first);
-    assert_eq!(publisher.oldest(), 2);
+    assert_eq!(publisher.held(), [2, 3]);
     drop(second);
-    assert_eq!(publisher.oldest(), 3);
+    assert_eq!(publisher.held(), [3]);
 }
 
 #[test]
@@ -87,5 +87,6 @@ fn slots_grow_with_the_states_that_are_held() {
     for (number, pin) in (1..).zip(&held) {
         assert_eq!(*pin.state(), state(number));
     }
-    assert_eq!(publisher.oldest(), 1);
+    let all: Vec<u64> = (1..300).collect();
+    assert_eq!(publisher.held(), all);
 }
