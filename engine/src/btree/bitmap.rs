@@ -161,6 +161,9 @@ impl Bitmap {
                 continue;
             }
             from += u64::from(word.trailing_zeros());
+            if from + pages > limit {
+                break;
+            }
             let run = self.run_at(from, pages);
             if run >= pages {
                 return Some(from);
