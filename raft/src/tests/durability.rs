@@ -1,8 +1,9 @@
 //! What may leave a replica before what is durable.
 
 use bytes::Bytes;
-use raft::eraftpb::{Entry, Message, MessageType};
+use raft::eraftpb::{ConfChangeType, Entry, Message, MessageType};
 
+use crate::changes::AppliedChange;
 use crate::initial_cluster::InitialCluster;
 use crate::io::{ApplyJob, Input, Output};
 use crate::sim::member::Member;
@@ -181,6 +182,24 @@ fn a_leader_that_is_not_known_yet_is_followed() {
     member.poll();
     let status = member.replica.status();
     assert_eq!((status.leader, status.term), (99, 100));
+}
+
+/// Entries that were on their way to the applier when a snapshot came.
+#[test]
+fn changes_that_a_snapshot_holds_already_are_not_made_again() {
+    let (mut member, _, others) = member_of_three();
+    let voters = |member: &Member| member.replica.raw.raft.prs().conf().to_conf_state().voters;
+    let change = |index| AppliedChange {
+        index,
+        origin: 1,
+        number: index,
+        conf: Some((ConfChangeType::RemoveNode, others[0])),
+    };
+    member.replica.changes.conf_index = 50;
+    member.replica.note_changes(None, &[change(50)]);
+    assert_eq!(voters(&member).len(), 3);
+    member.replica.note_changes(None, &[change(51)]);
+    assert_eq!(voters(&member).len(), 2);
 }
 
 #[test]
