@@ -95,6 +95,24 @@ fn election_range(election_ticks: u64) -> std::ops::RangeInclusive<u64> {
     first..=first.max(election_ticks * 14 / 10)
 }
 
+/// Fewest ticks of a part: half of it must be more than what members' ticks differ by.
+const LEAST_PART: u64 = 4;
+
+/// What `draw` gives in the part of `range` that is for the voter of this `rank` among
+/// `count`. The other half of each part keeps it apart from the next.
+fn drawn(range: std::ops::RangeInclusive<u64>, rank: u64, count: u64, draw: u64) -> u64 {
+    let width = range.end() - range.start() + 1;
+    // A member that joins knows of no voters yet.
+    let count = count.max(1);
+    let part = width / count;
+    let offset = if part < LEAST_PART {
+        draw % width
+    } else {
+        rank % count * part + draw % part.div_ceil(2)
+    };
+    range.start() + offset
+}
+
 /// One member's part in the consensus.
 pub(crate) struct Replica {
     pub(crate) raw: RawNode<RaftLog>,
@@ -320,19 +338,32 @@ impl Replica {
         self.reads.expire(self.tick);
     }
 
-    /// The ticks without a leader after which to stand for election, drawn anew
-    /// for each election timeout that passes. raft-rs would ask the thread's
-    /// generator; this is a function of the inputs, so that a simulated run comes
-    /// out the same again.
+    /// The ticks without a leader after which to stand for election. Each voter has a
+    /// part of the range to itself, so that two of them do not ask for votes at the same
+    /// time, which would cost all of them a further timeout; the parts go round with
+    /// the terms, so that one that cannot win is not always the first. Within its part
+    /// it is drawn anew for each election timeout that passes. raft-rs would ask the
+    /// thread's generator; this is a function of the inputs, so that a simulated run
+    /// comes out the same again.
     fn election_timeout(&self) -> usize {
         let round = self.tick / self.settings.election_ticks;
         let mut draw = self.settings.incarnation ^ round.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         // The finalizer of splitmix64.
         draw = (draw ^ (draw >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         draw = (draw ^ (draw >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        let range = election_range(self.settings.election_ticks);
-        let width = range.end() - range.start() + 1;
-        (range.start() + (draw ^ (draw >> 31)) % width) as usize
+        draw ^= draw >> 31;
+        let voters = self.raw.raft.prs().conf().voters().ids();
+        let (mut count, mut rank) = (0, self.raw.raft.term);
+        for voter in voters.iter() {
+            count += 1;
+            rank += u64::from(voter < self.settings.member_id);
+        }
+        drawn(
+            election_range(self.settings.election_ticks),
+            rank,
+            count,
+            draw,
+        ) as usize
     }
 
     fn note_applied(
@@ -526,5 +557,45 @@ impl Replica {
             failed_reads: self.reads.failed,
             read_rounds: self.read_rounds,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn voters_stand_for_election_one_after_the_other() {
+        let range = election_range(100);
+        for count in 1..=7 {
+            for term in 0..10 {
+                let mut turns: Vec<_> = (0..count)
+                    .map(|rank| {
+                        let draws =
+                            (0..1000).map(|draw| drawn(range.clone(), term + rank, count, draw));
+                        let draws: Vec<_> = draws.collect();
+                        (*draws.iter().min().unwrap(), *draws.iter().max().unwrap())
+                    })
+                    .collect();
+                turns.sort_unstable();
+                assert!(
+                    turns
+                        .iter()
+                        .all(|(first, last)| range.contains(first) && range.contains(last))
+                );
+                assert!(
+                    turns.windows(2).all(|pair| pair[0].1 + 2 <= pair[1].0),
+                    "{turns:?}"
+                );
+            }
+        }
+        // Too few ticks for that: the whole range is for each.
+        let short = election_range(20);
+        let draws: Vec<_> = (0..1000)
+            .map(|draw| drawn(short.clone(), 1, 3, draw))
+            .collect();
+        assert_eq!(draws.iter().min(), Some(short.start()));
+        assert_eq!(draws.iter().max(), Some(short.end()));
+        drawn(short, 0, 0, 7);
     }
 }

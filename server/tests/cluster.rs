@@ -66,24 +66,70 @@ async fn members_elect_replicate_and_agree() {
     assert!(status.body.errors.is_empty());
 }
 
+/// Time from the kill of member `leader` until a write is acknowledged that was begun
+/// after it. One is begun every 20 ms at one of the other members: what these passed on
+/// to the old leader before they knew says nothing.
+async fn kill_and_write(cluster: &mut Cluster, leader: usize) -> Duration {
+    let members = cluster.members.iter().enumerate();
+    let others: Vec<_> = members
+        .filter(|(index, _)| *index != leader)
+        .map(|(_, member)| member.client())
+        .collect();
+    for client in &others {
+        put(client, "before", "v").await.unwrap();
+    }
+    let (acknowledged, mut first) = tokio::sync::mpsc::channel(1);
+    let killed = Instant::now();
+    cluster.members[leader].kill();
+    for client in others.iter().cycle() {
+        let (client, acknowledged) = (client.clone(), acknowledged.clone());
+        tokio::spawn(async move {
+            if put(&client, "after", "v").await.is_ok() {
+                // Only the first counts.
+                let _ = acknowledged.try_send(killed.elapsed());
+            }
+        });
+        let pause = tokio::time::timeout(Duration::from_millis(20), first.recv());
+        if let Ok(Some(pause)) = pause.await {
+            return pause;
+        }
+        assert!(killed.elapsed() < common::PATIENCE, "writes do not go on");
+    }
+    unreachable!("there are other members")
+}
+
+/// The election timeout that members have by default.
+const ELECTION_TIMEOUT: Duration = Duration::from_millis(1000);
+
+/// How often leaders are killed: more often by hand, with `VARVE_TEST_KILLS`.
+fn kills() -> usize {
+    std::env::var("VARVE_TEST_KILLS").map_or(4, |text| text.parse().unwrap())
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_leader_loses_nothing() {
+async fn a_killed_leader_loses_nothing_and_writes_go_on() {
     let mut cluster = Cluster::start(3, &[]);
     let load = Load::start(&cluster, 8);
-    load.more(500).await;
-    let leader = cluster.leader().await;
-    cluster.members[leader].kill();
-    let pause = load.more(1).await;
-    load.more(500).await;
-    cluster.spawn(leader);
-    cluster.wait_healthy();
+    let mut pauses = Vec::new();
+    for _ in 0..kills() {
+        load.more(500).await;
+        let leader = cluster.leader().await;
+        let pause = kill_and_write(&mut cluster, leader).await;
+        println!("writes went on {pause:?} after the leader was killed");
+        pauses.push(pause);
+        cluster.spawn(leader);
+        cluster.wait_healthy();
+    }
     load.more(500).await;
     let written = load.end().await.written;
     assert!(written.len() >= 1500);
     assert_nothing_lost(&cluster, &written).await;
-    // 1.5 election timeouts are the promise; the machine of a test may be busy.
-    println!("writes went on {pause:?} after the leader was killed");
-    assert!(pause < Duration::from_secs(5), "{pause:?}");
+    pauses.sort();
+    let (median, worst) = (pauses[pauses.len() / 2], pauses[pauses.len() - 1]);
+    println!("{} kills: median {median:?}, worst {worst:?}", pauses.len());
+    // The 20 ms are those between two writes of the test.
+    let most = ELECTION_TIMEOUT.mul_f64(1.5) + Duration::from_millis(20);
+    assert!(worst <= most, "{pauses:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
