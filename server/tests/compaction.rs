@@ -75,9 +75,11 @@ async fn physical_means_that_the_history_is_gone() {
         .await
         .unwrap();
     let endpoint = format!("127.0.0.1:{port}");
-    let client = Client::connect(&[&endpoint], ClientConfig::default())
-        .await
-        .unwrap();
+    let config = ClientConfig {
+        command_timeout: Duration::from_secs(60),
+        ..ClientConfig::default()
+    };
+    let client = Client::connect(&[&endpoint], config).await.unwrap();
     let pending = || node.handle().view().compaction_pending();
 
     let mut seen_pending = 0;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Cluster, put};
-use varve_client::{Client, RawConnection};
+use varve_client::{Client, ClientConfig, RawConnection};
 use varve_protocol::{Request, WatchRequest, decode_reply};
 use varve_types::{
     CompactionRequest, KeyRange, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest,
@@ -42,6 +42,15 @@ async fn fill(client: &Client, prefix: &str, numbers: std::ops::Range<usize>, va
     revision
 }
 
+/// A client that waits for long: disks of test machines have their pauses.
+fn patient(node: &Cluster) -> Client {
+    let config = ClientConfig {
+        command_timeout: SOON,
+        ..ClientConfig::default()
+    };
+    Client::new(&[node.members[0].endpoint()], config).unwrap()
+}
+
 async fn raw(node: &Cluster) -> RawConnection {
     let endpoint = node.members[0].endpoint();
     RawConnection::connect(endpoint, SOON).await.unwrap()
@@ -53,7 +62,7 @@ async fn gets_beside(
     node: &Cluster,
     load: impl Future<Output = ()> + Send + 'static,
 ) -> (u32, Duration) {
-    let other = node.client();
+    let other = patient(node);
     other.get(b"warm").await.unwrap();
     let ended = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&ended);
@@ -74,14 +83,14 @@ async fn gets_beside(
     (gets, longest)
 }
 
-/// The scans take seconds in all; in between the others must get on.
+/// The scans take long in all; in between the others must get on.
 fn assert_fair(what: &str, took: Duration, (gets, longest): (u32, Duration)) {
     println!("{what}: {took:?}, meanwhile {gets} gets, the longest {longest:?}");
     assert!(
-        took > Duration::from_millis(500),
+        took > Duration::from_millis(100),
         "{what} took only {took:?}"
     );
-    assert!(gets >= 20, "{what}: {gets} gets in {took:?}");
+    assert!(gets >= 10, "{what}: {gets} gets in {took:?}");
     assert!(
         longest < took / 4,
         "{what}: a get took {longest:?} of {took:?}"
@@ -92,7 +101,7 @@ fn assert_fair(what: &str, took: Duration, (gets, longest): (u32, Duration)) {
 async fn scans_of_one_connection_do_not_hold_the_others_up() {
     const KEYS: usize = 100_000;
     let node = Cluster::start(1, &FLAGS);
-    let client = node.client();
+    let client = patient(&node);
     let old = fill(&client, "k", 0..KEYS, b"v1").await;
     let new = fill(&client, "k", 0..KEYS, b"v2").await;
     let end = KeyRange::prefix_end(b"k/");
@@ -148,7 +157,7 @@ async fn scans_of_one_connection_do_not_hold_the_others_up() {
     }
 
     // Watches that read all the past for one key.
-    const WATCHES: u64 = 40;
+    const WATCHES: u64 = 150;
     let mut watcher = raw(&node).await;
     let started = Instant::now();
     let beside = gets_beside(&node, async move {
@@ -223,7 +232,7 @@ async fn a_client_that_stops_reading_keeps_no_old_state() {
     const KEYS: usize = 2_000;
     let value = vec![b'x'; 20_000];
     let node = Cluster::start(1, &FLAGS);
-    let client = node.client();
+    let client = patient(&node);
     for first in (0..KEYS).step_by(50) {
         fill(&client, "long", first..first + 50, &value).await;
     }
