@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use varve_engine::backend::Applied;
+use varve_engine::backend::{Applied, VacuumExtent};
 use varve_engine::mvcc::{
     BatchOptions, CommandResponse, CompactBudget, LiveEvents, Reply, Store, View, WriteTxn,
 };
@@ -250,8 +250,9 @@ impl Applier {
     }
 
     /// Does some of what goes on beside the commands: removes compacted history,
-    /// then gives space back; whether there is more to do.
-    pub(crate) fn maintain(&mut self) -> Result<bool, RaftError> {
+    /// then gives space back; whether there is more to do. `idle` says that no
+    /// command came for a while.
+    pub(crate) fn maintain(&mut self, idle: bool) -> Result<bool, RaftError> {
         if self.store.compaction_pending() {
             let mut txn = self.store.begin(BatchOptions::default())?;
             txn.compact_step(CompactBudget::default())?;
@@ -264,10 +265,10 @@ impl Applier {
                 return Ok(false);
             }
             self.last_look = Instant::now();
-            if !backend.wants_vacuum() {
+            if !backend.wants_vacuum(idle) {
                 return Ok(false);
             }
-            backend.start_vacuum(false);
+            backend.start_vacuum(VacuumExtent::Spare { idle });
         }
         let mut txn = self.store.begin(BatchOptions::default())?;
         let more = txn.vacuum_step()?;

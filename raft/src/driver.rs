@@ -326,7 +326,7 @@ fn apply_loop(
                     report(batch, shared);
                     batches = batches.wrapping_add(1);
                     if batches.is_multiple_of(BATCHES_PER_COMPACTION_STEP) {
-                        maintain(applier, shared)?;
+                        maintain(applier, shared, false)?;
                     }
                 }
             }
@@ -365,17 +365,18 @@ fn next_job(
     jobs: &Receiver<ApplyJob>,
     shared: &Shared,
 ) -> Result<Option<ApplyJob>, RaftError> {
+    let mut idle = false;
     loop {
         match jobs.try_recv() {
             Ok(job) => return Ok(Some(job)),
             Err(TryRecvError::Disconnected) => return Ok(None),
             Err(TryRecvError::Empty) => {}
         }
-        if !maintain(applier, shared)? {
+        if !maintain(applier, shared, idle)? {
             match jobs.recv_timeout(MAINTENANCE_INTERVAL) {
                 Ok(job) => return Ok(Some(job)),
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => idle = true,
             }
         }
     }
@@ -383,8 +384,8 @@ fn next_job(
 
 /// Does some maintenance, and tells those who wait for compacted history to be removed
 /// when there is none left.
-fn maintain(applier: &mut Applier, shared: &Shared) -> Result<bool, RaftError> {
-    let more = match applier.maintain() {
+fn maintain(applier: &mut Applier, shared: &Shared, idle: bool) -> Result<bool, RaftError> {
+    let more = match applier.maintain(idle) {
         // It can wait for space.
         Err(error) if error.is_no_space() => return Ok(false),
         result => result?,
@@ -474,7 +475,7 @@ pub(crate) fn run_checkpoints(policy: CheckpointPolicy, stop: &Receiver<()>, sha
             || (entries > 0 && last.elapsed() >= policy.interval)
             || (entries >= policy.entries && last.elapsed() >= MIN_CHECKPOINT_INTERVAL)
             || (last.elapsed() >= ENGINE_CHECKPOINT_INTERVAL
-                && shared.current.load().backend.wants_checkpoint());
+                && shared.current.load().backend.wants_checkpoint(entries == 0));
         if !is_due {
             continue;
         }

@@ -149,6 +149,18 @@ pub trait Batch: Read {
     fn publish(self: Box<Self>, applied: Applied) -> Result<()>;
 }
 
+/// How much a vacuum gives back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VacuumExtent {
+    /// All that is free.
+    All,
+    /// What batches have not needed lately, or, in a store that is idle, all.
+    Spare {
+        /// Whether nothing was written for a while.
+        idle: bool,
+    },
+}
+
 /// Sizes, for metrics and `endpoint status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stats {
@@ -189,21 +201,21 @@ pub trait Backend: Send + Sync {
     /// How far the last checkpoint applies.
     fn durable(&self) -> Applied;
 
-    /// Whether the next checkpoint is due for the engine's own reasons.
-    fn wants_checkpoint(&self) -> bool {
+    /// Whether a checkpoint is due for the engine's own reasons. `idle` says that
+    /// nothing was written for a while.
+    fn wants_checkpoint(&self, _idle: bool) -> bool {
         false
     }
 
-    /// Whether much of the file is free for good, so that a vacuum pays. To be
-    /// asked now and then, not all the time: what was free since the last call
-    /// counts.
-    fn wants_vacuum(&self) -> bool {
+    /// Whether much of the file is free for good, so that a vacuum pays. `idle`
+    /// says that nothing was written for a while.
+    fn wants_vacuum(&self, _idle: bool) -> bool {
         false
     }
 
-    /// Starts to give space back to the file system: what is spare, or `all`
-    /// that is free. [`Batch::vacuum_step`] and checkpoints do the work.
-    fn start_vacuum(&self, _all: bool) {}
+    /// Starts to give space back to the file system. [`Batch::vacuum_step`] and
+    /// checkpoints do the work.
+    fn start_vacuum(&self, _extent: VacuumExtent) {}
 
     /// Whether a vacuum is in progress.
     fn vacuums(&self) -> bool {

@@ -40,8 +40,7 @@ impl<'b> WriteBatch<'b> {
         let publisher = shared.writer();
         shared.check_latch()?;
         let state = publisher.newest();
-        let horizon = shared.horizon(&publisher);
-        shared.space().recycle(&horizon);
+        shared.recycle(&publisher);
         Ok(Self {
             shared,
             publisher,

@@ -166,7 +166,7 @@ impl Bitmap {
             }
             let run = self.run_at(from, pages);
             if run >= pages {
-                return Some(from);
+                return (from + pages <= limit).then_some(from);
             }
             from += run;
         }

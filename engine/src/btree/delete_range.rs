@@ -149,7 +149,9 @@ impl Writer<'_, '_> {
             if child.has_overflow || !self.pages.is_checkpointed(birth) {
                 return self.drop_leaf(child.page);
             }
-            self.pages.free_unseen(child.page, birth);
+            // Its own birth is on the page, which is not read for it: any state may
+            // have it, for all that is known.
+            self.pages.free_unseen(child.page, 0);
             return Ok(());
         }
         let page: Page = self.pages.page(child.page)?.clone();

@@ -8,8 +8,8 @@
 //!
 //! From the bottom up: [`page`], `slotted`, `search`, `leaf` and `branch` are
 //! the format of a page; `pager` and `readers` are the only places with unsafe
-//! code, and say who may touch which page when; `bitmap`, `space` and
-//! `free_map` know which pages are free; `read`, `sums`, `path`, `prefetch` go down a tree;
+//! code, and say who may touch which page when; `bitmap`, `limbo`,
+//! `space` and `free_map` know which pages are free; `read`, `sums`, `path`, `prefetch` go down a tree;
 //! `write`, `split`, `spill`, `merge`, `delete_range` and `vacuum` change it; `batch`, `snapshot`,
 //! `checkpoint`, `open` and `check` are what a user does with a store.
 //! `engine/FORMAT.md` has the bytes.
@@ -17,7 +17,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::backend::{Applied, Backend, Batch, CheckReport, Result, Snapshot, Stats};
+use crate::backend::{Applied, Backend, Batch, CheckReport, Result, Snapshot, Stats, VacuumExtent};
 use crate::disk::Disk;
 
 mod batch;
@@ -31,6 +31,7 @@ mod free_map;
 #[doc(hidden)]
 pub mod fuzz;
 mod leaf;
+mod limbo;
 mod merge;
 mod meta;
 mod open;
@@ -102,17 +103,17 @@ impl Backend for Btree {
         self.shared.durable().1
     }
 
-    fn wants_checkpoint(&self) -> bool {
-        self.shared.space().wants_checkpoint()
+    fn wants_checkpoint(&self, idle: bool) -> bool {
+        self.shared.space().wants_checkpoint(idle)
     }
 
-    fn wants_vacuum(&self) -> bool {
-        self.shared.space().wants_vacuum()
+    fn wants_vacuum(&self, idle: bool) -> bool {
+        self.shared.space().wants_vacuum(idle)
     }
 
-    fn start_vacuum(&self, all: bool) {
+    fn start_vacuum(&self, extent: VacuumExtent) {
         self.shared.recycle_if_idle();
-        self.shared.space().start_vacuum(all);
+        self.shared.space().start_vacuum(extent);
     }
 
     fn vacuums(&self) -> bool {

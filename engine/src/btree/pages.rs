@@ -133,7 +133,7 @@ impl<'b> Pages<'b> {
         Ok(())
     }
 
-    /// Frees a page that is known to be born in `birth` or before.
+    /// Frees a page that is known to be born in `birth` or later.
     pub(super) fn free_unseen(&mut self, number: u64, birth: u64) {
         if birth == self.birth() {
             self.pool.push(number);

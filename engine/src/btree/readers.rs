@@ -152,7 +152,8 @@ impl Publisher {
         false
     }
 
-    /// The numbers of the states that readers hold, and of the newest; ascending.
+    /// The numbers of the states that a reader holds or can come to hold,
+    /// ascending.
     pub(super) fn held(&self) -> Vec<u64> {
         let current = self.readers.current.load(SeqCst);
         let held = self
@@ -164,7 +165,7 @@ impl Publisher {
                 // SAFETY: only the writer, which this is, ever writes the state.
                 held.then(|| unsafe { (*slot.state.get()).number })
             });
-        let mut held: Vec<_> = held.collect();
+        let mut held: Vec<u64> = held.collect();
         held.sort_unstable();
         held
     }

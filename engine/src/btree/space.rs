@@ -4,21 +4,16 @@
 //! - Every page of the file but the two meta pages is exactly one of: free,
 //!   taken by the open batch, live in the newest published state, pending
 //!   (freed, but perhaps still seen), or part of a persisted free-space map.
-//! - A page freed by the batch that made state t, born in state b, is taken
-//!   again only when no reader holds a state from b on and before t, and, if b is
-//!   not younger than the newest checkpoint that began, a checkpoint of state t
-//!   or later is durable. So a long reader, or a checkpoint, keeps the pages of
-//!   its own state, and none of those that came and went since. A checkpoint pins its state before it announces itself as begun
-//!   and until it is durable, so looking at the pins first and then at what has
-//!   begun misses none.
+//!
+//! When a freed page is free again says `limbo`.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::bitmap::{Bitmap, CHUNK_PAGES, CHUNK_WORDS, ChunkWords};
+use super::limbo::{Horizon, Limbo};
 use super::pager::Pager;
 use super::vacuum::Pass;
-use crate::backend::Result;
+use crate::backend::{Result, VacuumExtent};
 
 /// The file grows by at least this many pages,
 const MIN_GROWTH_PAGES: u64 = 256;
@@ -27,8 +22,7 @@ const MAX_GROWTH_PAGES: u64 = 16_384;
 /// and otherwise by this part of itself.
 const GROWTH_PART: u64 = 64;
 
-/// Pages that may wait for a checkpoint, beside a quarter of those in use, before
-/// they are a reason to make one: 64 MiB.
+/// Pages that may wait for a checkpoint beside twice as many as are in use: 64 MiB.
 const MOST_WAITING_PAGES: u64 = 16_384;
 /// Spare pages that are no reason for a vacuum: 4 MiB.
 const LEAST_SPARE_PAGES: u64 = 1024;
@@ -86,14 +80,8 @@ pub(super) struct Space {
     unsealed: Vec<u64>,
     /// Taken by the open batch.
     taken: Vec<Extent>,
-    /// Freed by the batch that made a state; ascending.
-    pending: VecDeque<(u64, Vec<Freed>)>,
-    /// Those of states up to this one were looked at when they were new.
-    looked: u64,
-    /// As `pending`, but seen by no reader any more: waits for a checkpoint.
-    waiting: VecDeque<(u64, Vec<Freed>)>,
-    pending_pages: u64,
-    waiting_pages: u64,
+    /// Freed, but perhaps still needed.
+    limbo: Limbo,
     use_of_free: UseOfFree,
     vacuum: Option<Vacuum>,
 }
@@ -106,9 +94,6 @@ struct UseOfFree {
     lowest: u64,
     /// and in the interval before it.
     lowest_before: u64,
-    /// Pages taken so far, and at the last look.
-    taken: u64,
-    taken_at_last_look: u64,
 }
 
 /// A vacuum in progress.
@@ -120,17 +105,6 @@ struct Vacuum {
     pass: Option<Pass>,
     /// Checkpoints after the pass; some are needed until old copies are free.
     checkpoints: u32,
-}
-
-/// What [`Space::recycle`] needs to know.
-#[derive(Debug, Clone)]
-pub(super) struct Horizon {
-    /// The states that readers hold and the newest, ascending; looked at first.
-    pub(super) held: Vec<u64>,
-    /// The newest state of which a checkpoint began; looked at second.
-    pub(super) begun: u64,
-    /// The state of the last durable checkpoint.
-    pub(super) durable: u64,
 }
 
 impl Space {
@@ -172,7 +146,6 @@ impl Space {
                 _ => self.free.take_run(pages),
             };
             if let Some(page) = found {
-                self.use_of_free.taken += pages;
                 self.use_of_free.lowest = self.use_of_free.lowest.min(self.free.count());
                 return Ok(Extent { page, pages });
             }
@@ -233,10 +206,7 @@ impl Space {
         for freed in &leftovers.freed {
             self.set_live(freed.extent, false);
         }
-        if !leftovers.freed.is_empty() {
-            self.pending_pages += count(&leftovers.freed);
-            self.pending.push_back((number, leftovers.freed));
-        }
+        self.limbo.add(number, leftovers.freed);
     }
 
     fn set_live(&mut self, extent: Extent, live: bool) {
@@ -254,70 +224,11 @@ impl Space {
         }
     }
 
-    /// Frees the pending pages that nobody can see any more.
+    /// Frees the pages that nobody needs any more.
     pub(super) fn recycle(&mut self, horizon: &Horizon) {
-        self.recycle_short_lived(horizon);
-        let oldest = horizon.held.first().copied().unwrap_or(0);
-        while self
-            .pending
-            .front()
-            .is_some_and(|(number, _)| *number <= oldest)
-        {
-            let Some((number, mut freed)) = self.pending.pop_front() else {
-                break;
-            };
-            self.pending_pages -= count(&freed);
-            freed.retain(|freed| {
-                let checkpointed = freed.birth <= horizon.begun;
-                if !checkpointed {
-                    self.give(freed.extent);
-                }
-                checkpointed
-            });
-            if !freed.is_empty() {
-                self.waiting_pages += count(&freed);
-                self.waiting.push_back((number, freed));
-            }
-        }
-        while self
-            .waiting
-            .front()
-            .is_some_and(|(number, _)| *number <= horizon.durable)
-        {
-            let Some((_, freed)) = self.waiting.pop_front() else {
-                break;
-            };
-            self.waiting_pages -= count(&freed);
-            for freed in freed {
-                self.give(freed.extent);
-            }
-        }
-    }
-
-    /// Frees pages that came and went since the states that are held. Each batch's
-    /// are looked at once, when they are new; what is held then waits for the oldest.
-    fn recycle_short_lived(&mut self, horizon: &Horizon) {
-        let looked = self.looked;
-        let first = self
-            .pending
-            .partition_point(|(number, _)| *number <= looked);
-        let mut given = Vec::new();
-        for (number, freed) in self.pending.range_mut(first..) {
-            freed.retain(|freed| {
-                let at = horizon.held.partition_point(|state| *state < freed.birth);
-                let is_held = horizon.held.get(at).is_some_and(|state| state < number);
-                let keep = is_held || freed.birth <= horizon.begun;
-                if !keep {
-                    given.push(*freed);
-                }
-                keep
-            });
-        }
-        self.looked = self.pending.back().map_or(looked, |(number, _)| *number);
-        self.pending_pages -= count(&given);
-        for freed in given {
-            self.give(freed.extent);
-        }
+        let mut limbo = std::mem::take(&mut self.limbo);
+        limbo.release(horizon, |extent| self.give(extent));
+        self.limbo = limbo;
     }
 
     /// Takes `pages` pages in a row before page `limit` for the open batch; none
@@ -325,36 +236,34 @@ impl Space {
     pub(super) fn take_below(&mut self, pages: u64, limit: u64) -> Option<Extent> {
         let page = self.free.take_run_below(pages, limit)?;
         let extent = Extent { page, pages };
-        self.use_of_free.taken += pages;
         self.taken.push(extent);
         Some(extent)
     }
 
-    /// Whether many pages are spare. Called now and then: a store that took no
-    /// page since the last call needs none of the free ones.
-    pub(super) fn wants_vacuum(&mut self) -> bool {
-        let spare = self.spare_pages();
-        self.use_of_free.taken_at_last_look = self.use_of_free.taken;
-        self.vacuum.is_none() && spare > LEAST_SPARE_PAGES + (self.end - self.free.count()) / 8
+    /// Whether many pages are spare: all that are free in a store that is `idle`.
+    pub(super) fn wants_vacuum(&self, idle: bool) -> bool {
+        let used = self.end - self.free.count();
+        self.vacuum.is_none() && self.spare_pages(idle) > LEAST_SPARE_PAGES + used / 8
     }
 
-    fn spare_pages(&self) -> u64 {
+    fn spare_pages(&self, idle: bool) -> u64 {
         let used = &self.use_of_free;
-        if used.taken == used.taken_at_last_look {
-            self.free.count()
+        let free = self.free.count();
+        if idle {
+            free
         } else {
-            used.lowest.min(used.lowest_before).min(self.free.count())
+            used.lowest.min(used.lowest_before).min(free)
         }
     }
 
-    /// Starts to give spare pages back to the file system, or, if `all` says so,
-    /// all that are free.
-    pub(super) fn start_vacuum(&mut self, all: bool) {
-        let spare = if all {
+    /// Starts to give pages back to the file system.
+    pub(super) fn start_vacuum(&mut self, extent: VacuumExtent) {
+        let spare = match extent {
             // What waits for a checkpoint is free after the next one.
-            self.free.count() + self.pending_pages + self.waiting_pages
-        } else {
-            self.spare_pages()
+            VacuumExtent::All => {
+                self.free.count() + self.limbo.pinned_pages() + self.limbo.checkpointed_pages()
+            }
+            VacuumExtent::Spare { idle } => self.spare_pages(idle),
         };
         let cut = self.end - spare.saturating_sub(SLACK_PAGES);
         self.vacuum = Some(Vacuum {
@@ -390,12 +299,19 @@ impl Space {
         }
     }
 
-    /// Whether a checkpoint would free many pages, or help a vacuum on.
-    pub(super) fn wants_checkpoint(&self) -> bool {
+    /// Whether a checkpoint would help a vacuum on, or free very many pages: a
+    /// store that is written to may use twice as much again as it holds, one that
+    /// is `idle` an eighth.
+    pub(super) fn wants_checkpoint(&self, idle: bool) -> bool {
+        let waiting = self.limbo.checkpointed_pages();
+        let used = self.end - self.free.count() - waiting;
+        let most_waiting = if idle {
+            LEAST_SPARE_PAGES + used / 8
+        } else {
+            MOST_WAITING_PAGES + 2 * used
+        };
         let vacuum = self.vacuum.as_ref();
-        let used = self.end - self.free.count() - self.waiting_pages;
-        vacuum.is_some_and(|vacuum| vacuum.pass.is_none())
-            || self.waiting_pages > MOST_WAITING_PAGES + used / 4
+        vacuum.is_some_and(|vacuum| vacuum.pass.is_none()) || waiting > most_waiting
     }
 
     /// Books a checkpoint. Where the file should end now, if a vacuum emptied
@@ -465,20 +381,12 @@ impl Space {
 
     /// Pages that wait for readers, and pages that wait for a checkpoint.
     pub(super) fn pending_pages(&self) -> (u64, u64) {
-        (self.pending_pages, self.waiting_pages)
+        (self.limbo.pinned_pages(), self.limbo.checkpointed_pages())
     }
 
     /// The pages that are neither free nor live.
     pub(super) fn in_between(&self) -> impl Iterator<Item = Extent> {
-        let freed = self
-            .pending
-            .iter()
-            .chain(&self.waiting)
-            .flat_map(|(_, freed)| freed);
-        self.taken
-            .iter()
-            .copied()
-            .chain(freed.map(|freed| freed.extent))
+        self.taken.iter().copied().chain(self.limbo.extents())
     }
 }
 
@@ -486,8 +394,4 @@ impl Space {
 pub(super) fn has(chunk: &ChunkWords, page: u64) -> bool {
     let at = page % CHUNK_PAGES;
     chunk[(at / 64) as usize] >> (at % 64) & 1 == 1
-}
-
-fn count(freed: &[Freed]) -> u64 {
-    freed.iter().map(|freed| freed.extent.pages).sum()
 }

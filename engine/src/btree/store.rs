@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::free_map::FreeMap;
+use super::limbo::Horizon;
 use super::meta::Meta;
 use super::pager::Pager;
 use super::readers::{Publisher, Readers};
-use super::space::{Horizon, Space};
+use super::space::Space;
 use crate::backend::{Applied, BackendError, Result, Stats};
 
 /// Shared by all handles of one store.
@@ -104,19 +105,16 @@ impl Shared {
     /// next one does it then.
     pub(super) fn recycle_if_idle(&self) {
         if let Ok(publisher) = self.writer.try_lock() {
-            let horizon = self.horizon(&publisher);
-            self.space().recycle(&horizon);
+            self.recycle(&publisher);
         }
     }
 
-    /// How far recycling may go now.
-    pub(super) fn horizon(&self, publisher: &Publisher) -> Horizon {
-        let held = publisher.held();
-        Horizon {
-            held,
-            begun: self.begun(),
-            durable: self.durable.load(SeqCst),
-        }
+    /// Frees what nobody sees or needs any more. No batch is open.
+    pub(super) fn recycle(&self, publisher: &Publisher) {
+        // Pins first, the durable state second: see `limbo.rs`.
+        let pins = publisher.held();
+        let durable = self.durable.load(SeqCst);
+        self.space().recycle(&Horizon { pins, durable });
     }
 
     /// Fails if an earlier error stopped the writer.

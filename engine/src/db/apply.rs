@@ -57,7 +57,7 @@ fn apply_all<M: Machine>(
         round.apply(machine, gate)?;
         rounds = rounds.wrapping_add(1);
         if rounds.is_multiple_of(ROUNDS_PER_TIDY) {
-            machine.tidy()?;
+            machine.tidy(false)?;
         }
     }
     Ok(())
@@ -68,13 +68,14 @@ fn next<M: Machine>(
     machine: &mut M,
     completions: &Receiver<Completion>,
 ) -> Result<Option<Completion>> {
+    let mut idle = false;
     loop {
         match completions.try_recv() {
             Ok(completion) => return Ok(Some(completion)),
             Err(TryRecvError::Disconnected) => return Ok(None),
             Err(TryRecvError::Empty) => {}
         }
-        if machine.tidy()? {
+        if machine.tidy(idle)? {
             continue;
         }
         // A vacuum goes on after the checkpoint that it waits for.
@@ -85,7 +86,7 @@ fn next<M: Machine>(
         match completions.recv_timeout(wait) {
             Ok(completion) => return Ok(Some(completion)),
             Err(RecvTimeoutError::Disconnected) => return Ok(None),
-            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Timeout) => idle = true,
         }
     }
 }

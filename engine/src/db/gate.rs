@@ -10,7 +10,7 @@ use super::batch::WriteBatch;
 use super::error::{DbError, Result};
 use super::options::Options;
 use super::pending::{Pending, Waiter};
-use crate::backend::{Backend, memory};
+use crate::backend::{Backend, VacuumExtent, memory};
 use crate::wal::{Committer, FIRST_LSN, Group, Lsn, WalStats};
 
 /// Groups kept to be used again.
@@ -171,12 +171,16 @@ impl<T> Gate<T> {
     pub(super) fn run_checkpoints(&self) {
         loop {
             let mut state = self.lock();
-            while !state.is_checkpoint_due && !self.backend.wants_checkpoint() {
+            let mut end = self.log.end_lsn.load(Ordering::Relaxed);
+            let mut idle = false;
+            while !state.is_checkpoint_due && !self.backend.wants_checkpoint(idle) {
                 if state.committer.is_none() || state.stopped.is_some() {
                     return;
                 }
                 let waited = self.checkpoint_due.wait_timeout(state, LOOK_INTERVAL);
                 (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+                let now = self.log.end_lsn.load(Ordering::Relaxed);
+                idle = now == std::mem::replace(&mut end, now);
             }
             state.is_checkpoint_due = false;
             drop(state);
@@ -208,12 +212,12 @@ impl<T> Gate<T> {
     /// Gives all free space back. The applying thread moves pages when it is idle
     /// and between batches; the checkpoints that let the old ones go are made here.
     pub(super) fn vacuum(&self) -> Result<()> {
-        self.backend.start_vacuum(true);
+        self.backend.start_vacuum(VacuumExtent::All);
         while self.backend.vacuums() {
             if let Some(why) = self.stopped() {
                 return Err(DbError::Stopped(why));
             }
-            if self.backend.wants_checkpoint() {
+            if self.backend.wants_checkpoint(false) {
                 self.checkpoint()?;
             }
             std::thread::sleep(VACUUM_POLL);

@@ -204,8 +204,8 @@ impl Machine for Map {
     }
 
     /// Gives some space back.
-    fn tidy(&mut self) -> Result<bool> {
-        if !self.upkeep.is_vacuum_on(&*self.backend) {
+    fn tidy(&mut self, idle: bool) -> Result<bool> {
+        if !self.upkeep.is_vacuum_on(&*self.backend, idle) {
             return Ok(false);
         }
         let as_of = self.backend.snapshot()?.applied();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::error::{DbError, Result};
-use crate::backend::{Applied, Backend};
+use crate::backend::{Applied, Backend, VacuumExtent};
 use crate::wal::Lsn;
 
 /// A batch that is durable in the log.
@@ -46,8 +46,9 @@ pub(super) trait Machine: Send + 'static {
     /// appends an output for each. An error is a fault of the store.
     fn apply(&mut self, batches: &[Logged<'_>], outputs: &mut Vec<Self::Output>) -> Result<()>;
 
-    /// Does a little of what can wait; whether there is more.
-    fn tidy(&mut self) -> Result<bool>;
+    /// Does a little of what can wait; whether there is more. `idle` says that
+    /// no batch came for a while.
+    fn tidy(&mut self, idle: bool) -> Result<bool>;
 }
 
 /// How often it is asked whether a vacuum pays.
@@ -66,7 +67,7 @@ impl Upkeep {
     }
 
     /// Whether there are steps of a vacuum to make; starts one that pays.
-    pub(super) fn is_vacuum_on(&mut self, backend: &dyn Backend) -> bool {
+    pub(super) fn is_vacuum_on(&mut self, backend: &dyn Backend, idle: bool) -> bool {
         if backend.vacuums() {
             return true;
         }
@@ -74,8 +75,8 @@ impl Upkeep {
             return false;
         }
         self.last_look = Instant::now();
-        if backend.wants_vacuum() {
-            backend.start_vacuum(false);
+        if backend.wants_vacuum(idle) {
+            backend.start_vacuum(VacuumExtent::Spare { idle });
         }
         backend.vacuums()
     }

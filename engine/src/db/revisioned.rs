@@ -293,9 +293,9 @@ impl Machine for Revisioned {
     }
 
     /// Removes some compacted history, then gives some space back.
-    fn tidy(&mut self) -> Result<bool> {
+    fn tidy(&mut self, idle: bool) -> Result<bool> {
         let is_compacting = self.store.compaction_pending();
-        if !is_compacting && !self.upkeep.is_vacuum_on(&**self.store.backend()) {
+        if !is_compacting && !self.upkeep.is_vacuum_on(&**self.store.backend(), idle) {
             return Ok(false);
         }
         let as_of = self.store.view().applied();

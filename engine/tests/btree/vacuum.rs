@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 
 use varve_engine::backend::conformance::Random;
-use varve_engine::backend::{Applied, Backend, Direction, Read, TreeId};
+use varve_engine::backend::{Applied, Backend, Direction, Read, TreeId, VacuumExtent};
 use varve_engine::btree::Btree;
 use varve_engine::disk::SimDisk;
 
@@ -74,7 +74,7 @@ impl Test {
             });
             steps += 1;
             assert!(steps < 10_000, "a vacuum ends");
-            if self.store.wants_checkpoint() {
+            if self.store.wants_checkpoint(false) {
                 self.store.checkpoint().expect("checkpoint");
             }
         }
@@ -127,10 +127,8 @@ fn a_store_that_lost_most_of_its_keys_shrinks_to_what_is_left() {
         let mut test = Test::new(12_000, value_bytes, |number| number % 4 == 0);
         test.store.checkpoint().expect("checkpoint");
         let before = test.file_bytes();
-        // Nothing was taken since the last look: what is free is spare.
-        test.store.wants_vacuum();
-        assert!(test.store.wants_vacuum());
-        test.store.start_vacuum(false);
+        assert!(test.store.wants_vacuum(true));
+        test.store.start_vacuum(VacuumExtent::Spare { idle: true });
         let steps = test.vacuum();
         println!("{value_bytes}-byte values: {steps} steps, from {before} bytes");
         assert!(steps > 2);
@@ -141,7 +139,7 @@ fn a_store_that_lost_most_of_its_keys_shrinks_to_what_is_left() {
             after <= used + used / 8 + (5 << 20),
             "{used} of {after} used"
         );
-        assert!(!test.store.wants_vacuum());
+        assert!(!test.store.wants_vacuum(true));
         test.verify();
         // The next sync makes the new length durable.
         test.batch(|_, _| {});
@@ -175,7 +173,7 @@ fn a_store_that_is_written_to_keeps_the_pages_it_copies_to() {
                     model.insert(key.clone(), vec![round; 300]);
                 }
             });
-            assert!(!test.store.wants_vacuum(), "round {round}");
+            assert!(!test.store.wants_vacuum(false), "round {round}");
         }
         test.store.checkpoint().expect("checkpoint");
     }
@@ -189,7 +187,7 @@ fn readers_and_batches_go_on_beside_a_vacuum() {
     let held = test.store.snapshot().expect("a snapshot");
     let held_model = test.model.clone();
     let before = test.file_bytes();
-    test.store.start_vacuum(true);
+    test.store.start_vacuum(VacuumExtent::All);
     let mut random = Random::new(3);
     for _ in 0..40 {
         test.batch(|batch, model| {
@@ -200,7 +198,7 @@ fn readers_and_batches_go_on_beside_a_vacuum() {
             }
             batch.vacuum_step().expect("a step");
         });
-        if test.store.wants_checkpoint() {
+        if test.store.wants_checkpoint(false) {
             test.store.checkpoint().expect("checkpoint");
         }
     }
@@ -209,7 +207,7 @@ fn readers_and_batches_go_on_beside_a_vacuum() {
     compare(&*held, &held_model);
     test.verify();
     drop(held);
-    test.store.start_vacuum(true);
+    test.store.start_vacuum(VacuumExtent::All);
     test.vacuum();
     let used = test.store.stats().used_bytes;
     let slack = 2 << 20;
@@ -226,7 +224,7 @@ fn readers_and_batches_go_on_beside_a_vacuum() {
 fn a_file_that_lost_pages_in_use_is_refused() {
     let mut test = Test::new(3000, 400, |_| true);
     test.store.checkpoint().expect("checkpoint");
-    test.store.start_vacuum(true);
+    test.store.start_vacuum(VacuumExtent::All);
     test.vacuum();
     let length = test.file_bytes();
     drop(test.store);

@@ -228,7 +228,7 @@ impl<'s> Session<'s> {
 
 /// Starts a vacuum and does a part of it, as a batch among others would.
 fn vacuum(backend: &dyn Backend, batch: &mut dyn Batch) -> Outcome {
-    backend.start_vacuum(true);
+    backend.start_vacuum(super::super::VacuumExtent::All);
     for _ in 0..3 {
         if !batch.vacuum_step().map_err(failed("vacuum"))? {
             break;
