@@ -89,7 +89,10 @@ pub(crate) fn run(args: &EnginesArgs) -> Result<bool> {
     let mut failed = None;
     for name in names(args) {
         match one(&name, base.path(), &plan) {
-            Ok(outcome) => outcomes.push(outcome),
+            Ok(outcome) => {
+                eprintln!("{}", table::line(&outcome));
+                outcomes.push(outcome);
+            }
             Err(error) => {
                 failed = Some(error);
                 break;

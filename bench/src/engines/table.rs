@@ -20,6 +20,21 @@ fn size(size: &Size) -> String {
     }
 }
 
+/// One row as it comes, for who does not want to wait for the table.
+pub(super) fn line(outcome: &Outcome) -> String {
+    format!(
+        "{}: load {}/s, update {}/s, get {}/s, scan {}/s, delete {}/s; MB {}, updated {}",
+        outcome.row,
+        rate(&outcome.load),
+        rate(&outcome.update),
+        rate(&outcome.get),
+        rate(&outcome.scan),
+        rate(&outcome.delete),
+        size(&outcome.size_loaded),
+        size(&outcome.size_updated),
+    )
+}
+
 /// All rows: rates per second, sizes in MB of blocks, data + log.
 pub(super) fn print(outcomes: &[Outcome]) {
     let none = || "-".to_owned();

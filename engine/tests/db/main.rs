@@ -15,6 +15,7 @@ mod crash;
 mod reads;
 mod refusals;
 mod reopen;
+mod slow;
 mod writers;
 
 fn dir() -> &'static Path {

@@ -64,6 +64,27 @@ fn a_closed_store_has_nothing_to_replay() {
     db.check().unwrap();
 }
 
+/// What a checkpoint holds is not replayed: a change made twice is two revisions.
+#[test]
+fn no_batch_is_applied_twice() {
+    let disk = SimDisk::new();
+    let db = db_on(&disk).unwrap();
+    let mut batch = WriteBatch::new();
+    batch.put(b"a", b"1").unwrap();
+    let all: Vec<_> = (0..200).map(|_| db.submit(&batch).unwrap()).collect();
+    all.into_iter().for_each(|one| drop(one.wait().unwrap()));
+    drop(db);
+    for checkpoint in [false, true, true] {
+        if checkpoint {
+            db_on(&disk).unwrap().checkpoint().unwrap();
+        }
+        let db = db_on(&disk.crash_now(0)).unwrap();
+        assert_eq!(db.revision(), 201);
+        assert_eq!(db.get(b"a").unwrap().unwrap().version, 200);
+        db.check().unwrap();
+    }
+}
+
 #[test]
 fn a_map_without_revisions() {
     for engine in backend::NAMES {

@@ -1,0 +1,174 @@
+//! A disk on which the store's checkpoints take as long as a test wants, while
+//! the log goes on.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use varve_engine::db::{Db, Options};
+use varve_engine::disk::{self, Disk, File, Map, OpenMode, SimDisk};
+
+use crate::{db_on, dir, options};
+
+/// Syncs of the store's file wait for the lock.
+#[derive(Debug, Clone)]
+struct SlowDisk {
+    inner: SimDisk,
+    turn: Arc<Mutex<()>>,
+}
+
+#[derive(Debug)]
+struct SlowFile {
+    inner: Arc<dyn File>,
+    turn: Arc<Mutex<()>>,
+}
+
+impl Disk for SlowDisk {
+    fn name(&self) -> &'static str {
+        "slow"
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> disk::Result<Arc<dyn File>> {
+        let inner = self.inner.open(path, mode)?;
+        if !path.ends_with("tree.btree") {
+            return Ok(inner);
+        }
+        let turn = Arc::clone(&self.turn);
+        Ok(Arc::new(SlowFile { inner, turn }))
+    }
+
+    fn exists(&self, path: &Path) -> disk::Result<bool> {
+        self.inner.exists(path)
+    }
+
+    fn list(&self, dir: &Path) -> disk::Result<Vec<String>> {
+        self.inner.list(dir)
+    }
+
+    fn create_dir(&self, dir: &Path) -> disk::Result<()> {
+        self.inner.create_dir(dir)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> disk::Result<()> {
+        self.inner.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> disk::Result<()> {
+        self.inner.remove(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> disk::Result<()> {
+        self.inner.sync_dir(dir)
+    }
+}
+
+impl File for SlowFile {
+    fn path(&self) -> &Path {
+        self.inner.path()
+    }
+
+    fn len(&self) -> disk::Result<u64> {
+        self.inner.len()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> disk::Result<usize> {
+        self.inner.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> disk::Result<()> {
+        self.inner.write_at(buf, offset)
+    }
+
+    fn sync(&self) -> disk::Result<()> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.inner.sync()
+    }
+
+    fn write_durable(&self, buf: &[u8], offset: u64) -> disk::Result<()> {
+        self.inner.write_durable(buf, offset)
+    }
+
+    fn allocate(&self, offset: u64, length: u64) -> disk::Result<()> {
+        self.inner.allocate(offset, length)
+    }
+
+    fn truncate(&self, length: u64) -> disk::Result<()> {
+        self.inner.truncate(length)
+    }
+
+    fn map(&self, reserve_bytes: usize) -> disk::Result<Map> {
+        self.inner.map(reserve_bytes)
+    }
+}
+
+/// Puts of one block of log each.
+fn put(db: &Db, numbers: std::ops::Range<u32>) {
+    for number in numbers {
+        db.put(&number.to_be_bytes(), &[0; 500]).unwrap();
+    }
+}
+
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(30), "never {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn slow(options: Options) -> (SlowDisk, Arc<Db>) {
+    let disk = SlowDisk {
+        inner: SimDisk::new(),
+        turn: Arc::default(),
+    };
+    let as_disk: Arc<dyn Disk> = Arc::new(disk.clone());
+    let db = Db::open_on(&as_disk, dir(), options).unwrap();
+    (disk, Arc::new(db))
+}
+
+#[test]
+fn writers_wait_for_a_checkpoint_that_takes_long() {
+    const BLOCK: u64 = 4096;
+    let (disk, db) = slow(Options {
+        checkpoint_log_bytes: 16 * BLOCK,
+        max_log_bytes: 32 * BLOCK,
+        ..options()
+    });
+    let turn = disk.turn.lock().unwrap();
+    let log = Arc::clone(db.wal_stats());
+    let end = || log.end_lsn.load(Ordering::Relaxed);
+    let writer = {
+        let db = Arc::clone(&db);
+        std::thread::spawn(move || put(&db, 0..200))
+    };
+    until("full", || end() > 32 * BLOCK);
+    std::thread::sleep(Duration::from_millis(200));
+    // The log starts at one block; the last batch let through, and a mark or seal each.
+    assert!(end() <= 40 * BLOCK, "{} blocks", end() / BLOCK);
+    assert!(!writer.is_finished());
+    drop(turn);
+    writer.join().unwrap();
+    assert!(end() > 200 * BLOCK);
+    db.check().unwrap();
+}
+
+#[test]
+fn what_is_logged_during_a_checkpoint_is_kept() {
+    let (disk, db) = slow(options());
+    put(&db, 0..5);
+    let turn = disk.turn.lock().unwrap();
+    let checkpoint = {
+        let db = Arc::clone(&db);
+        std::thread::spawn(move || db.checkpoint().unwrap())
+    };
+    // More than two segments, once the checkpoint has its state and waits.
+    std::thread::sleep(Duration::from_millis(100));
+    put(&db, 5..60);
+    drop(turn);
+    checkpoint.join().unwrap();
+    drop(db);
+    let db = db_on(&disk.inner.crash_now(0)).unwrap();
+    assert_eq!(db.revision(), 61);
+    db.check().unwrap();
+}
