@@ -168,7 +168,10 @@ fn leadership_is_handed_over() {
     let to_id = cluster.handle(&to).member_id();
     assert_eq!(move_leader(&node, 1), Err(ApiError::BadLeaderTransferee));
     move_leader(&node, to_id).unwrap();
-    assert_eq!(node.status().leader, to_id);
+    // The answer may be there a moment before the status.
+    wait("the status", || {
+        (node.status().leader == to_id).then_some(())
+    });
     assert_eq!(move_leader(&node, to_id), Err(ApiError::NotLeader));
     // A clean shutdown hands over as well.
     let node = cluster.members.get_mut(&to).unwrap().node.take().unwrap();
