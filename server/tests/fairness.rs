@@ -270,7 +270,9 @@ async fn a_client_that_stops_reading_keeps_no_old_state() {
         physical: false,
     };
     client.compact(&compaction).await.unwrap();
-    let error = answer_of(&mut slow).await.unwrap_err();
+    // Not the answer itself, were it one: that is long.
+    let answer = answer_of(&mut slow).await.map(|parts| parts.len());
+    let error = answer.unwrap_err();
     assert_eq!(error.api(), Some(varve_types::ApiError::Compacted));
     assert_eq!(error.detail, revision);
     // The connection goes on.
