@@ -249,6 +249,16 @@ impl Applier {
         self.store.compaction_pending()
     }
 
+    /// Starts to give all free space back.
+    pub(crate) fn start_vacuum(&self) {
+        self.store.backend().start_vacuum(VacuumExtent::All);
+    }
+
+    /// Whether free space is being given back.
+    pub(crate) fn vacuums(&self) -> bool {
+        self.store.backend().vacuums()
+    }
+
     /// Does some of what goes on beside the commands: removes compacted history,
     /// then gives space back; whether there is more to do. `idle` says that no
     /// command came for a while.

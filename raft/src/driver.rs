@@ -17,9 +17,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, select};
 use varve_engine::backend::memory;
 use varve_engine::wal::{Committer, Completion, WalReader};
+use varve_types::ApiError;
 
 use crate::apply::{AppliedBatch, Applier};
 use crate::error::RaftError;
@@ -290,13 +291,14 @@ pub(crate) fn run_apply(mut applier: Applier, jobs: &Receiver<ApplyJob>, shared:
         Err(panic) => shared.fail(format!("a bug in the store: {}", panic_text(&*panic))),
     }
     shared.removal.close();
+    shared.defragment.close();
     for job in jobs.try_iter() {
         if let ApplyJob::Entries(more) = job {
             entries.extend(more);
         }
     }
     for sink in entries.into_iter().flat_map(|entry| entry.sinks).flatten() {
-        sink.refuse(varve_types::ApiError::Stopped);
+        sink.refuse(ApiError::Stopped);
     }
 }
 
@@ -373,25 +375,36 @@ fn next_job(
             Err(TryRecvError::Empty) => {}
         }
         if !maintain(applier, shared, idle)? {
-            match jobs.recv_timeout(MAINTENANCE_INTERVAL) {
-                Ok(job) => return Ok(Some(job)),
-                Err(RecvTimeoutError::Disconnected) => return Ok(None),
-                Err(RecvTimeoutError::Timeout) => idle = true,
+            select! {
+                recv(jobs) -> job => return Ok(job.ok()),
+                recv(shared.defragment.woken()) -> _ => {}
+                default(MAINTENANCE_INTERVAL) => idle = true,
             }
         }
     }
 }
 
 /// Does some maintenance, and tells those who wait for compacted history to be removed
-/// when there is none left.
+/// when there is none left, and those who wait for a vacuum when it is over.
 fn maintain(applier: &mut Applier, shared: &Shared, idle: bool) -> Result<bool, RaftError> {
     let more = match applier.maintain(idle) {
         // It can wait for space.
-        Err(error) if error.is_no_space() => return Ok(false),
+        Err(error) if error.is_no_space() => {
+            shared.defragment.fail(ApiError::NoSpace);
+            return Ok(false);
+        }
         result => result?,
     };
-    if !applier.compaction_pending() {
-        shared.removal.done();
+    if applier.compaction_pending() {
+        return Ok(more); // what it frees is to be given back too
+    }
+    shared.removal.done();
+    if !applier.vacuums() {
+        shared.defragment.done();
+    }
+    if shared.defragment.begin() {
+        applier.start_vacuum();
+        return Ok(true);
     }
     Ok(more)
 }
@@ -474,7 +487,7 @@ pub(crate) fn run_checkpoints(policy: CheckpointPolicy, stop: &Receiver<()>, sha
         let is_due = end.saturating_sub(last_end) >= policy.bytes
             || (entries > 0 && last.elapsed() >= policy.interval)
             || (entries >= policy.entries && last.elapsed() >= MIN_CHECKPOINT_INTERVAL)
-            || (last.elapsed() >= ENGINE_CHECKPOINT_INTERVAL
+            || ((last.elapsed() >= ENGINE_CHECKPOINT_INTERVAL || shared.defragment.is_running())
                 && shared.current.load().backend.wants_checkpoint(entries == 0));
         if !is_due {
             continue;
@@ -483,6 +496,7 @@ pub(crate) fn run_checkpoints(policy: CheckpointPolicy, stop: &Receiver<()>, sha
             Ok(index) => (last_index, is_full) = (index, false),
             Err(error) if error.is_no_space() => {
                 // The last checkpoint stands, and the log behind it.
+                shared.defragment.fail(ApiError::NoSpace);
                 if !std::mem::replace(&mut is_full, true) {
                     tracing::warn!("no checkpoint yet: {error}");
                 }
@@ -491,6 +505,9 @@ pub(crate) fn run_checkpoints(policy: CheckpointPolicy, stop: &Receiver<()>, sha
             Err(error) => return shared.fail(format!("checkpoint: {error}")),
         }
         (last, last_end) = (Instant::now(), end);
+        if shared.defragment.is_running() {
+            shared.defragment.wake();
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod apply;
 mod change;
 mod changes;
 mod config;
+mod defragment;
 mod driver;
 mod entry;
 mod error;
@@ -51,7 +52,9 @@ pub use membership::{Member, Membership};
 pub use metrics::{BUCKET_BOUNDS_US, Histogram, Metrics};
 pub use node::{Node, NodeHandle, SnapshotReceiver, Watchers};
 pub use proposals::MAX_PROPOSAL_BYTES;
-pub use sink::{ChangeSink, Completion, Proposal, ReadSink, RemovalSink, ReplySink};
+pub use sink::{
+    ChangeSink, Completion, DefragmentSink, Proposal, ReadSink, RemovalSink, ReplySink,
+};
 pub use start::{MEMBER_FILE, REMOVED_HINT};
 pub use status::Status;
 pub use stores::StoreOpener;

@@ -24,7 +24,7 @@ use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::replica::{Replica, Settings};
 use crate::shared::{Current, Shared};
-use crate::sink::{ChangeSink, Proposal, ReadSink, RemovalSink};
+use crate::sink::{ChangeSink, DefragmentSink, Proposal, ReadSink, RemovalSink};
 use crate::snapshot::Incoming;
 use crate::start;
 use crate::status::Status;
@@ -374,6 +374,12 @@ impl NodeHandle {
     pub fn when_removed(&self, sink: Box<dyn RemovalSink>) {
         let is_pending = || self.view().compaction_pending();
         self.shared.removal.wait(sink, is_pending);
+    }
+
+    /// Gives the free space of this member's store back to the file system, beside reads and
+    /// writes. The sink is told once that is done, as far as readers let it.
+    pub fn defragment(&self, sink: Box<dyn DefragmentSink>) {
+        self.shared.defragment.ask(sink);
     }
 
     /// The engine in use, for its sizes. Another one after a snapshot came in.

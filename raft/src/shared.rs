@@ -9,6 +9,7 @@ use varve_engine::backend::Backend;
 use varve_engine::mvcc::{Reader, Store};
 use varve_engine::wal::{Identity, WalStats};
 
+use crate::defragment::Defragment;
 use crate::io::Input;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
@@ -51,6 +52,7 @@ pub(crate) struct Shared {
     pub(crate) max_pending_bytes: usize,
     pub(crate) is_stopped: AtomicBool,
     pub(crate) removal: Removal,
+    pub(crate) defragment: Defragment,
     /// The applier waits for space.
     pub(crate) is_store_full: AtomicBool,
     failure: Mutex<Option<String>>,
@@ -93,6 +95,7 @@ impl Shared {
             max_pending_bytes,
             is_stopped: AtomicBool::new(false),
             removal: Removal::default(),
+            defragment: Defragment::default(),
             is_store_full: AtomicBool::new(false),
             failure: Mutex::new(None),
             status: SharedStatus::default(),

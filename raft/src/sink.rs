@@ -52,6 +52,13 @@ pub trait RemovalSink: Send {
     fn removed(self: Box<Self>);
 }
 
+/// Is told when a member has given back the space that was free. Dropped untold when
+/// the node stops before.
+pub trait DefragmentSink: Send {
+    /// It is done, or cannot be done now.
+    fn done(self: Box<Self>, outcome: Result<(), ApiError>);
+}
+
 /// Commands for the log, all from one client connection.
 pub struct Proposal {
     /// For each command `[u32 length of the rest][u8 opcode][body]`.

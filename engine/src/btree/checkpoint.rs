@@ -80,16 +80,18 @@ pub(super) fn checkpoint(shared: &Shared) -> Result<Applied> {
 /// reach it, so it does not matter when the file's new length is durable.
 fn cut(shared: &Shared) -> Result<()> {
     let end = shared.space().checkpointed();
-    let Some(end) = end else {
-        return Ok(());
-    };
-    // The lock is let go between the parts: batches take pages under it.
-    loop {
-        let more = shared.space().cut(shared.pager(), end);
-        if !more.map_err(|error| shared.latch(error))? {
-            return Ok(());
+    if let Some(end) = end {
+        // The lock is let go between the parts: batches take pages under it.
+        loop {
+            let more = shared.space().cut(shared.pager(), end);
+            if !more.map_err(|error| shared.latch(error))? {
+                break;
+            }
         }
     }
+    // Who waits for it finds the file cut.
+    shared.space().end_vacuum();
+    Ok(())
 }
 
 /// Has the pages written back window by window, so that the log's writes wait

@@ -105,6 +105,8 @@ struct Vacuum {
     pass: Option<Pass>,
     /// Checkpoints after the pass; some are needed until old copies are free.
     checkpoints: u32,
+    /// All that is left is to cut the file's end off.
+    is_over: bool,
 }
 
 impl Space {
@@ -270,6 +272,7 @@ impl Space {
             cut,
             pass: Some(Pass::new(cut)),
             checkpoints: 0,
+            is_over: false,
         });
     }
 
@@ -327,12 +330,17 @@ impl Space {
         let cut = vacuum.cut;
         let last_used = self.free.last_used(self.end).max(cut);
         if last_used == cut || vacuum.checkpoints == VACUUM_CHECKPOINTS {
-            self.vacuum = None;
+            vacuum.is_over = true;
         } else if vacuum.checkpoints.is_multiple_of(2) {
             // There is room now where there was none, or readers let go.
             vacuum.pass = Some(Pass::new(cut));
         }
         (last_used < self.end).then_some(last_used)
+    }
+
+    /// Ends a vacuum that is over, now that the file is cut.
+    pub(super) fn end_vacuum(&mut self) {
+        self.vacuum.take_if(|vacuum| vacuum.is_over);
     }
 
     /// Cuts the file's end off down to `end`, a part at a time; whether there is

@@ -224,6 +224,16 @@ impl Client {
         self.call_at(endpoint, &Request::Status(Empty)).await
     }
 
+    /// Has one node give its free space back to the file system; answered once that is done. Reads
+    /// and writes go on meanwhile.
+    pub async fn defragment(&self, endpoint: &str) -> Result<Answer<()>, ClientError> {
+        let answer: Answer<Empty> = self.call_at(endpoint, &Request::Defragment(Empty)).await?;
+        Ok(Answer {
+            header: answer.header,
+            body: (),
+        })
+    }
+
     /// The hash of one node's store at a revision; 0 is the newest.
     pub async fn hash_kv(
         &self,

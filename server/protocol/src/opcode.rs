@@ -37,7 +37,10 @@ pub const MEMBER_PROMOTE: u8 = 67;
 /// Makes another member the leader.
 pub const MOVE_LEADER: u8 = 68;
 
-// 48-63 leases, 69-79 alarms, defragmentation and snapshots of a member, 80-95 users and roles, 96-111 locks and elections: kept free.
+/// Gives the free space of the member that answers back to the file system.
+pub const DEFRAGMENT: u8 = 70;
+
+// 48-63 leases, 69 and 71-79 alarms and snapshots of a member, 80-95 users and roles, 96-111 locks and elections: kept free.
 
 /// First number of the peer port.
 pub const PEER_FIRST: u8 = 128;

@@ -220,6 +220,7 @@ proptest! {
             Request::Hello(HelloRequest { client: &name }),
             Request::Ping(varve_protocol::Empty),
             Request::Status(varve_protocol::Empty),
+            Request::Defragment(varve_protocol::Empty),
             Request::HashKv(HashKvRequest { revision: numbers[0] }),
             Request::MemberList(MemberListRequest { linearizable: bits[0] }),
             Request::MemberAdd(MemberAddRequest {

@@ -9,7 +9,9 @@ use std::task::{Context, Waker};
 use std::time::Instant;
 
 use varve_engine::mvcc::View;
-use varve_raft::{ChangeSink, Completion, Membership, ReadSink, RemovalSink, ReplySink};
+use varve_raft::{
+    ChangeSink, Completion, DefragmentSink, Membership, ReadSink, RemovalSink, ReplySink,
+};
 use varve_types::{ApiError, ResponseHeader};
 
 use crate::metrics::Kinds;
@@ -65,8 +67,9 @@ pub(crate) enum Delivery {
     Writes(Writes, Instant, Result<Completion, ApiError>),
     /// A view that reads may be answered from, with the Raft term.
     Reads(Reads, Instant, Result<(Arc<View>, u64), ApiError>),
-    /// What a compaction dropped is removed: its request, and the header of the answer.
-    Removed(u64, Result<ResponseHeader, ApiError>),
+    /// What a compaction dropped is removed, or free space is given back: the request,
+    /// its opcode, and the header of the answer.
+    Maintained(u64, u8, Result<ResponseHeader, ApiError>),
     /// What came of a change.
     Change(ChangeDone),
 }
@@ -273,35 +276,50 @@ impl Drop for ViewSink {
     }
 }
 
-/// Takes the answer to a compaction to its connection once the history is removed.
-pub(crate) struct RemovedSink {
+/// Takes the answer to a request for maintenance to its connection once that is done.
+/// Dropped unused, it says that the node has stopped.
+pub(crate) struct MaintainedSink {
     inbox: Arc<Inbox>,
-    pending: Option<(u64, ResponseHeader)>,
+    pending: Option<(u64, u8, ResponseHeader)>,
 }
 
-impl RemovedSink {
-    pub(crate) fn new(inbox: Arc<Inbox>, request_id: u64, header: ResponseHeader) -> Box<Self> {
+impl MaintainedSink {
+    pub(crate) fn new(
+        inbox: Arc<Inbox>,
+        request_id: u64,
+        opcode: u8,
+        header: ResponseHeader,
+    ) -> Box<Self> {
         Box::new(Self {
             inbox,
-            pending: Some((request_id, header)),
+            pending: Some((request_id, opcode, header)),
         })
     }
-}
 
-impl RemovalSink for RemovedSink {
-    fn removed(mut self: Box<Self>) {
-        if let Some((id, header)) = self.pending.take() {
-            self.inbox.deliver(Delivery::Removed(id, Ok(header)));
+    fn end(&mut self, outcome: Result<(), ApiError>) {
+        if let Some((id, opcode, header)) = self.pending.take() {
+            let outcome = outcome.map(|()| header);
+            self.inbox
+                .deliver(Delivery::Maintained(id, opcode, outcome));
         }
     }
 }
 
-impl Drop for RemovedSink {
+impl RemovalSink for MaintainedSink {
+    fn removed(mut self: Box<Self>) {
+        self.end(Ok(()));
+    }
+}
+
+impl DefragmentSink for MaintainedSink {
+    fn done(mut self: Box<Self>, outcome: Result<(), ApiError>) {
+        self.end(outcome);
+    }
+}
+
+impl Drop for MaintainedSink {
     fn drop(&mut self) {
-        if let Some((id, _)) = self.pending.take() {
-            let stopped = Err(ApiError::Stopped);
-            self.inbox.deliver(Delivery::Removed(id, stopped));
-        }
+        self.end(Err(ApiError::Stopped));
     }
 }
 

@@ -14,7 +14,7 @@ use varve_raft::Proposal;
 use varve_types::{ApiError, Command};
 
 use super::Connection;
-use super::inbox::{Reads, ViewSink, WriteSink, Writes};
+use super::inbox::{MaintainedSink, Reads, ViewSink, WriteSink, Writes};
 use super::work::Work;
 use crate::metrics::{Kind, Kinds, add};
 use crate::service::hash_kv;
@@ -236,6 +236,14 @@ impl Connection {
             Request::WatchProgress(_) => {
                 let (out, watches) = self.watches();
                 watches.ask_progress(id, out);
+            }
+            Request::Defragment(_) => {
+                let revision = self.service.node.view().revision();
+                let reply_header = self.service.header(revision, self.service.term());
+                let inbox = Arc::clone(&self.inbox);
+                let sink = MaintainedSink::new(inbox, id, header.opcode, reply_header);
+                self.service.node.defragment(sink);
+                self.in_flight += 1;
             }
             _ if self.service.change(id, request, &self.inbox)? => self.in_flight += 1,
             _ => {

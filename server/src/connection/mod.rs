@@ -232,9 +232,9 @@ impl Connection {
                     let work = Work::new(&self.service, reads, started, view, term);
                     self.work.push_back(work);
                 }
-                Delivery::Removed(id, outcome) => {
+                Delivery::Maintained(id, opcode, outcome) => {
                     self.in_flight -= 1;
-                    work::answer_removed(&self.service, &mut self.out, id, outcome);
+                    work::answer_maintained(&self.service, &mut self.out, (id, opcode), outcome);
                 }
                 Delivery::Reads(reads, started, Err(error)) => {
                     self.in_flight -= reads.requests.len();

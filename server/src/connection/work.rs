@@ -12,7 +12,7 @@ use varve_raft::Completion;
 use varve_types::{ApiError, ResponseHeader, TxnRequest, TxnResponse};
 
 use super::budget::Budget;
-use super::inbox::{Inbox, Reads, RemovedSink, Writes};
+use super::inbox::{Inbox, MaintainedSink, Reads, Writes};
 use super::ranges::{self, PausedRange};
 use crate::metrics::add;
 use crate::service::{Service, wire_error};
@@ -182,7 +182,7 @@ pub(super) fn answer_writes(
         match replies.next() {
             Some(reply) if reply.result.is_ok() && writes.physical.contains(&at) => {
                 let header = service.header(reply.revision, completion.term);
-                let sink = RemovedSink::new(Arc::clone(inbox), id, header);
+                let sink = MaintainedSink::new(Arc::clone(inbox), id, opcode, header);
                 service.node.when_removed(sink);
                 held += 1;
             }
@@ -198,21 +198,17 @@ pub(super) fn answer_writes(
     held
 }
 
-/// Appends the answer to a compaction whose history is gone.
-pub(super) fn answer_removed(
+/// Appends the answer to a compaction whose history is gone, or to a request to give
+/// space back.
+pub(super) fn answer_maintained(
     service: &Service,
     out: &mut Vec<u8>,
-    id: u64,
+    (id, opcode): (u64, u8),
     outcome: Result<ResponseHeader, ApiError>,
 ) {
     match outcome {
-        Ok(header) => encode_reply(out, opcode::COMPACTION, id, &header, &Empty),
-        Err(error) => refuse_all(
-            service,
-            out,
-            std::iter::once((id, opcode::COMPACTION)),
-            error,
-        ),
+        Ok(header) => encode_reply(out, opcode, id, &header, &Empty),
+        Err(error) => refuse_all(service, out, std::iter::once((id, opcode)), error),
     }
 }
 

@@ -21,7 +21,7 @@ use varve_types::{
 
 use crate::{Flags, Frame, RequestError, opcode};
 
-/// A request without fields: ping and status.
+/// A request without fields: ping, status and defragment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Empty;
 
@@ -99,6 +99,8 @@ requests! {
     MemberPromote(MemberIdRequest) = opcode::MEMBER_PROMOTE;
     /// Make another member the leader.
     MoveLeader(MemberIdRequest) = opcode::MOVE_LEADER;
+    /// Give the member's free space back.
+    Defragment(Empty) = opcode::DEFRAGMENT;
     /// Open a watch.
     Watch(WatchRequest<'a>) = opcode::WATCH;
     /// End a watch.

@@ -71,6 +71,8 @@ pub(crate) enum Command {
     /// Endpoint related commands
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Endpoint(EndpointArgs),
+    /// Gives the free space of the endpoints' members back, while they serve
+    Defrag(DefragArgs),
     /// Membership related commands
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Member(MemberArgs),
@@ -270,6 +272,17 @@ pub(crate) struct HashKvArgs {
     pub(crate) rev: i64,
     #[arg(hide = true)]
     pub(crate) args: Vec<OsString>,
+}
+
+switches! {
+    /// Arguments of `defrag`.
+    DefragArgs {
+        /// Use all endpoints from the cluster member list
+        cluster,
+    } {
+        #[arg(hide = true)]
+        pub(crate) args: Vec<OsString>,
+    }
 }
 
 /// Arguments of `member`.

@@ -111,6 +111,7 @@ mod tests {
             &["comp", "--physical=true", "5"],
             &["endp", "stat", "--cluster"],
             &["endpoint", "--cluster", "health", "extra"],
+            &["defrag", "--cluster", "extra"],
             &["member", "list", "--hex"],
             &[
                 "--endpoints",

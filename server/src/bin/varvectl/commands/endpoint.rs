@@ -13,7 +13,7 @@ use crate::settings::Settings;
 
 pub(super) async fn run(args: &EndpointArgs, settings: &Settings) -> Result<(), Failure> {
     let printer = settings.printer()?;
-    let endpoints = endpoints(args.cluster, settings).await?;
+    let endpoints = asked_endpoints(args.cluster, settings).await?;
     match &args.command {
         EndpointCommand::Health(_) => {
             let list = health(endpoints, settings).await;
@@ -44,7 +44,10 @@ pub(super) async fn run(args: &EndpointArgs, settings: &Settings) -> Result<(), 
 }
 
 /// The endpoints given, or with `--cluster` all client URLs of the members.
-async fn endpoints(cluster: bool, settings: &Settings) -> Result<Vec<String>, Failure> {
+pub(super) async fn asked_endpoints(
+    cluster: bool,
+    settings: &Settings,
+) -> Result<Vec<String>, Failure> {
     if !cluster {
         return Ok(settings.endpoints.clone());
     }

@@ -1,6 +1,7 @@
 //! One file per command.
 
 mod compaction;
+mod defrag;
 pub(crate) mod del;
 mod endpoint;
 pub(crate) mod get;
@@ -31,6 +32,7 @@ pub(crate) async fn run(command: Command, settings: Settings) -> Result<(), Fail
         Command::Compaction(args) => compaction::run(&args, &settings).await,
         Command::Watch(args) => watch::run(args, &settings).await,
         Command::Endpoint(args) => endpoint::run(&args, &settings).await,
+        Command::Defrag(args) => defrag::run(&args, &settings).await,
         Command::Member(args) => member::run(&args, &settings).await,
         Command::MoveLeader(args) => move_leader::run(&args, &settings).await,
         Command::Version => version::run(),
