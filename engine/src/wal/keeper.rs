@@ -112,11 +112,11 @@ impl Work {
 }
 
 /// Durably takes the header of an earlier life away, before the file gets the
-/// name of a segment.
+/// name of a segment. Also where it seems to be gone: an attempt whose sync failed
+/// leaves zeroes in the page cache that the disk does not have, and that no sync
+/// writes any more.
 fn clear_header(file: &dyn File) -> std::result::Result<(), DiskError> {
-    let mut block = [0; BLOCK_BYTES];
-    let read = file.read_at(&mut block, 0)?;
-    if block[..read].iter().any(|byte| *byte != 0) {
+    if !file.is_empty()? {
         file.write_durable(&AlignedBuf::zeroed(BLOCK_BYTES), 0)?;
     }
     Ok(())

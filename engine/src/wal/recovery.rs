@@ -484,16 +484,22 @@ fn cut_tail(last: &Segment, walk: &Walk<'_>) -> Result<(Case, u64)> {
     Ok((case, to - walk.lsn))
 }
 
-/// Writes the end of the segment up to `end`, a group at least, once more.
+/// Writes the end of the segment up to `end`, a group at least, and its header once
+/// more: the header may be the last thing that was written before a sync failed.
 fn write_again(last: &Segment, end: Lsn) -> Result<()> {
     let end = last.offset_of(end);
     let block = align::BLOCK_BYTES as u64;
-    let from = end.saturating_sub(MAX_GROUP_BYTES as u64).max(block) / block * block;
-    if from < end {
-        let mut bytes = AlignedBuf::zeroed((end - from) as usize);
-        last.file.read_exact_at(&mut bytes, from)?;
-        last.file.write_durable(&bytes, from)?;
+    let from = end.saturating_sub(MAX_GROUP_BYTES as u64) / block * block;
+    if from > 0 {
+        write_range_again(last, 0, block)?;
     }
+    write_range_again(last, from, end.max(block))
+}
+
+fn write_range_again(segment: &Segment, from: u64, to: u64) -> Result<()> {
+    let mut bytes = AlignedBuf::zeroed((to - from) as usize);
+    segment.file.read_exact_at(&mut bytes, from)?;
+    segment.file.write_durable(&bytes, from)?;
     Ok(())
 }
 
