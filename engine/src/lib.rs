@@ -12,6 +12,8 @@ pub mod backend;
 pub mod btree;
 pub mod db;
 pub mod disk;
+#[doc(hidden)]
+pub mod mutations;
 pub mod mvcc;
 pub mod wal;
 

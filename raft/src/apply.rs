@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use varve_engine::backend::{Applied, VacuumExtent};
+use varve_engine::mutations::{Mutation, is_on};
 use varve_engine::mvcc::{
     BatchOptions, CommandResponse, CompactBudget, LiveEvents, Reply, Store, View, WriteTxn,
 };
@@ -51,8 +52,8 @@ pub(crate) struct Applier {
     options: BatchOptions,
     metrics: Arc<Metrics>,
     applied: Applied,
-    /// When it was last asked whether a vacuum pays.
-    last_look: Instant,
+    /// When it was last asked whether a vacuum pays; nothing before the first step.
+    last_look: Option<Instant>,
     /// Answers to hand out once the batch is published.
     answers: Vec<Answer>,
 }
@@ -103,7 +104,7 @@ impl Applier {
             options,
             metrics,
             applied,
-            last_look: Instant::now(),
+            last_look: None,
             answers: Vec::new(),
         }
     }
@@ -152,6 +153,9 @@ impl Applier {
                 term: entry.term,
                 index: entry.index,
             };
+            if is_on(Mutation::EntrySkipped) && count == entries.len() && place > 0 {
+                break;
+            }
             if let Some(change) = &entry.change {
                 batch.change(entry.index, place, &change.tagged);
                 continue;
@@ -165,7 +169,10 @@ impl Applier {
         if let Some(changed) = &membership {
             txn.put_meta(meta::MEMBERS, &meta::encode_members(changed))?;
         }
-        let published = txn.publish(applied)?;
+        let published = txn.publish(match is_on(Mutation::AppliedNotStored) {
+            true => self.applied,
+            false => applied,
+        })?;
         self.applied = applied;
         let membership = membership.map(Arc::new);
         if let Some(changed) = &membership {
@@ -206,21 +213,27 @@ impl Applier {
     }
 
     /// The newest published state.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn view(&self) -> Arc<View> {
         self.store.view()
     }
 
     /// The members as of the last batch.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn members(&self) -> Arc<Membership> {
         self.membership.clone()
     }
 
     /// Makes the published state durable; the index it applies to.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "simulation"))]
     pub(crate) fn checkpoint(&self) -> Result<u64, RaftError> {
         Ok(self.store.backend().checkpoint()?.index)
+    }
+
+    /// Goes over all of the store, the engine's own check included.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn check(&self) -> Result<varve_engine::mvcc::MvccReport, RaftError> {
+        Ok(self.store.check()?)
     }
 
     /// Goes on with a store that another member sent; the old one is returned.
@@ -262,7 +275,7 @@ impl Applier {
     /// Does some of what goes on beside the commands: removes compacted history,
     /// then gives space back; whether there is more to do. `idle` says that no
     /// command came for a while.
-    pub(crate) fn maintain(&mut self, idle: bool) -> Result<bool, RaftError> {
+    pub(crate) fn maintain(&mut self, now: Instant, idle: bool) -> Result<bool, RaftError> {
         if self.store.compaction_pending() {
             let mut txn = self.store.begin(BatchOptions::default())?;
             txn.compact_step(CompactBudget::default())?;
@@ -271,10 +284,11 @@ impl Applier {
         }
         let backend = self.store.backend();
         if !backend.vacuums() {
-            if self.last_look.elapsed() < VACUUM_LOOK_INTERVAL {
+            let last = *self.last_look.get_or_insert(now);
+            if now.duration_since(last) < VACUUM_LOOK_INTERVAL {
                 return Ok(false);
             }
-            self.last_look = Instant::now();
+            self.last_look = Some(now);
             if !backend.wants_vacuum(idle) {
                 return Ok(false);
             }

@@ -387,7 +387,7 @@ fn next_job(
 /// Does some maintenance, and tells those who wait for compacted history to be removed
 /// when there is none left, and those who wait for a vacuum when it is over.
 fn maintain(applier: &mut Applier, shared: &Shared, idle: bool) -> Result<bool, RaftError> {
-    let more = match applier.maintain(idle) {
+    let more = match applier.maintain(Instant::now(), idle) {
         // It can wait for space.
         Err(error) if error.is_no_space() => {
             shared.defragment.fail(ApiError::NoSpace);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use raft::eraftpb::{Entry, Message};
+use raft::eraftpb::{Entry, Message, MessageType};
 use varve_engine::wal::{Committed, Group, Lsn};
 
 use crate::change::{Change, Tagged};
@@ -119,6 +119,16 @@ pub(crate) struct Output {
 impl Output {
     pub(crate) fn send(&mut self, message: &Message) {
         self.send_bytes(message.to, wire::encode(message));
+    }
+
+    /// Sends messages; snapshots go a way of their own.
+    pub(crate) fn send_all(&mut self, messages: impl IntoIterator<Item = Message>) {
+        for message in messages {
+            match message.get_msg_type() {
+                MessageType::MsgSnapshot => self.snapshots.push((message.to, message)),
+                _ => self.send(&message),
+            }
+        }
     }
 
     pub(crate) fn send_bytes(&mut self, to: u64, bytes: Bytes) {

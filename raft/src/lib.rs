@@ -31,13 +31,18 @@ mod removal;
 mod replay;
 mod replica;
 mod shared;
-#[cfg(test)]
-mod sim;
+#[cfg(feature = "simulation")]
+#[doc(hidden)]
+pub mod simulation;
 mod sink;
 mod snapshot;
 mod start;
 mod status;
 mod stores;
+#[cfg(any(test, feature = "simulation"))]
+#[path = "../tests/common/stores.rs"]
+#[allow(unreachable_pub)]
+mod test_stores;
 #[cfg(test)]
 mod tests;
 mod transport;

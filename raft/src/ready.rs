@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use raft::eraftpb::{Entry, EntryType, HardState, Message, MessageType};
+use varve_engine::mutations::{Mutation, is_on};
 use varve_engine::wal::{Committed, Group, Lsn, MAX_GROUP_BYTES};
 
 use crate::change::{self, Tagged};
@@ -92,9 +93,7 @@ impl InFlight {
     pub(crate) fn take(&mut self, out: &mut Output) {
         out.writes.append(&mut self.submitted);
         out.apply.append(&mut self.jobs);
-        for message in self.released.drain(..) {
-            out.send(&message);
-        }
+        out.send_all(self.released.drain(..));
         if let Some(lsn) = self.release_lsn.take() {
             out.release = Some(lsn);
         }
@@ -148,9 +147,14 @@ impl Replica {
         for state in ready.take_read_states() {
             self.reads.answered(&state.request_ctx, state.index);
         }
-        // Only a leader has messages that need not wait; its term is durable, or
-        // nobody could have voted for it.
-        self.send(ready.take_messages(), out);
+        // Only a leader has messages that need not wait: its term is durable, or nobody
+        // could have voted for it. But one that votes alone leads before that, and what
+        // it sent to learners would be of a term that it may lead once more.
+        let mut unready = Vec::new();
+        match self.durable_state.term == self.raw.raft.term {
+            true => out.send_all(ready.take_messages()),
+            false => unready = ready.take_messages(),
+        }
 
         if let Some(state) = ready.hs() {
             self.hard_state = state.clone();
@@ -159,7 +163,8 @@ impl Replica {
         let must_sync = ready.must_sync();
         let snapshot = ready.snapshot().get_metadata().clone();
         let entries = ready.take_entries();
-        let waiting = self.send_early(ready.take_persisted_messages(), out);
+        let mut waiting = self.send_early(ready.take_persisted_messages(), out);
+        waiting.append(&mut unready);
         let committed = ready.take_committed_entries();
 
         let mut write = Write {
@@ -174,7 +179,11 @@ impl Replica {
             }
             self.write_entries(&entries, &mut write, &mut group)?;
             if self.hard_state != self.written_state {
-                record::push_hard_state(&mut group, &self.hard_state)?;
+                let mut state = self.hard_state.clone();
+                if is_on(Mutation::VoteNotPersisted) {
+                    state.vote = 0;
+                }
+                record::push_hard_state(&mut group, &state)?;
                 self.written_state = self.hard_state.clone();
                 write.hard_state = Some(self.hard_state.clone());
             }
@@ -186,16 +195,6 @@ impl Replica {
         }
         self.hand_out(committed);
         Ok(())
-    }
-
-    fn send(&mut self, messages: Vec<Message>, out: &mut Output) {
-        for message in messages {
-            if message.get_msg_type() == MessageType::MsgSnapshot {
-                out.snapshots.push((message.to, message));
-            } else {
-                out.send(&message);
-            }
-        }
     }
 
     /// Sends what depends on nothing but a term that is durable already, so that
@@ -210,9 +209,10 @@ impl Replica {
                     MessageType::MsgPropose
                     | MessageType::MsgReadIndex
                     | MessageType::MsgTransferLeader => true,
+                    MessageType::MsgAppendResponse => is_on(Mutation::EarlyAppendResponse),
                     _ => false,
                 });
-        self.send(early, out);
+        out.send_all(early);
         waiting
     }
 

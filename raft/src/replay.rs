@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use raft::eraftpb::{Entry, HardState};
+use varve_engine::mutations::{Mutation, is_on};
 use varve_engine::wal::{Lsn, WalReader};
 
 use crate::error::RaftError;
@@ -108,9 +109,17 @@ impl Replay {
     }
 
     /// The log, if it holds anything; `None` for a new one.
-    pub(crate) fn finish(self, reader: WalReader) -> Result<Option<Replayed>, RaftError> {
+    pub(crate) fn finish(mut self, reader: WalReader) -> Result<Option<Replayed>, RaftError> {
         if let Some(error) = self.error {
             return Err(error);
+        }
+        if is_on(Mutation::TruncatedLog) && self.slots.pop().is_some() {
+            self.hard_state.commit = self.hard_state.commit.min(self.last());
+        }
+        if is_on(Mutation::TermForgotten) {
+            let last = self.slots.last().map(|(slot, _)| slot.term);
+            let term = last.or(self.marker.as_ref().map(|marker| marker.term));
+            (self.hard_state.term, self.hard_state.vote) = (term.unwrap_or(0), 0);
         }
         let Some(marker) = self.marker else {
             if self.slots.is_empty() && self.hard_state == HardState::default() {

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry, HardState, Message, MessageType};
 use raft::{RawNode, SnapshotStatus, StateRole};
+use varve_engine::mutations::{Mutation, is_on};
 use varve_types::ApiError;
 
 use crate::changes::{AppliedChange, Changes};
@@ -468,7 +469,7 @@ impl Replica {
             if !self.raw.raft.commit_to_current_term() {
                 return; // the leader does not know yet what was committed before it
             }
-            if self.is_alone() {
+            if self.is_alone() || is_on(Mutation::StaleRead) {
                 self.reads
                     .index_without_round(self.raw.raft.raft_log.committed);
                 return;
@@ -485,6 +486,11 @@ impl Replica {
         loop {
             self.send_queued();
             self.decide_changes(out);
+            if is_on(Mutation::OlderTermCommitted) && self.is_leader() {
+                let counted = self.raw.raft.prs().clone().maximal_committed_index().0;
+                let last = self.raw.raft.raft_log.last_index();
+                self.raw.raft.raft_log.commit_to(counted.min(last));
+            }
             if !self.raw.has_ready() {
                 break;
             }

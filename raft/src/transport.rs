@@ -26,7 +26,8 @@ pub trait SnapshotStream: Send {
 /// Carries messages to other members, by member id.
 ///
 /// No method may block. Messages to one member must arrive in the order they
-/// were sent, or not at all: raft-rs 0.7 takes reordered append responses badly,
+/// were sent, at most once, or not at all (a proposal that came twice would be done
+/// twice): raft-rs 0.7 takes reordered append responses badly,
 /// so a connection that was replaced must be dropped with what it still holds.
 pub trait Transport: Send {
     /// Sends encoded messages. A full queue drops them: Raft sends again.

@@ -11,6 +11,7 @@ use varve_types::{EventKind, EventRef, KeyValueRef};
 use super::history::key_value;
 use super::keys::Revision;
 use super::record::{ChangeKind, Record};
+use crate::mutations::{Mutation, is_on};
 
 /// The events of one batch, ordered by (main, sub), in one allocation.
 #[derive(Debug, Default)]
@@ -201,7 +202,10 @@ impl Collector {
         }
     }
 
-    pub(super) fn finish(self) -> LiveEvents {
+    pub(super) fn finish(mut self) -> LiveEvents {
+        if is_on(Mutation::LostWatchEvent) && self.batch.len() > 1 {
+            self.batch.events.pop();
+        }
         match self.over {
             Some((first, last)) => LiveEvents::ReadFromStore { first, last },
             None if self.batch.is_empty() => LiveEvents::None,

@@ -19,7 +19,8 @@ use super::keys::{LOADING, STATE};
 use super::state::State;
 use super::view::View;
 use super::{DEAD, LATEST, LOG, META, varint};
-use crate::backend::{Applied, Backend, Direction, TreeId};
+use crate::backend::{Applied, Backend, Batch, Direction, TreeId};
+use crate::mutations::{Mutation, is_on};
 
 const ORDER: [TreeId; 4] = [LATEST, DEAD, LOG, META];
 const FORMAT: u8 = 1;
@@ -383,9 +384,27 @@ impl SnapshotSink {
         {
             return Err(refused("the loaded state is not what the first chunk said"));
         }
+        if is_on(Mutation::SnapshotMissesKey) {
+            lose_a_key(&mut *batch)?;
+        }
         batch.publish(info.applied)?;
         Ok(info)
     }
+}
+
+/// The deliberate bug.
+fn lose_a_key(batch: &mut dyn Batch) -> Result<()> {
+    let mut first = None;
+    let visit = &mut |key: &[u8], _: &[u8]| {
+        first = Some(key.to_vec());
+        ControlFlow::Break(())
+    };
+    let all = (Bound::Unbounded, Bound::Unbounded);
+    batch.scan(LATEST, all, Direction::Forward, visit)?;
+    if let Some(key) = first {
+        batch.delete(LATEST, &key)?;
+    }
+    Ok(())
 }
 
 fn take_entry<'a>(input: &mut &'a [u8]) -> Option<(u8, &'a [u8], &'a [u8])> {

@@ -60,19 +60,16 @@ impl Committer {
         let (requests, queue) = unbounded();
         let (reader, stats) = (wal.reader(), wal.stats());
         let mut worker = Worker {
-            wal,
+            commits: CommitQueue::new(wal),
             idle,
             complete,
-            waiting: VecDeque::new(),
-            merged: Group::new(),
-            batch: Vec::new(),
             retry_at: None,
         };
         let thread = std::thread::Builder::new()
             .name("wal".into())
             .spawn(move || {
                 worker.run(&queue);
-                worker.wal
+                worker.commits.wal
             })?;
         Ok(Self {
             requests,
@@ -127,15 +124,10 @@ impl Drop for Committer {
 }
 
 struct Worker<F> {
-    wal: Wal,
+    /// With what was taken off the queue.
+    commits: CommitQueue,
     idle: Duration,
     complete: F,
-    /// Taken off the queue, in order.
-    waiting: VecDeque<(u64, Group)>,
-    /// Several groups as one.
-    merged: Group,
-    /// The parts of `merged`, with their offsets in it.
-    batch: Vec<(u64, Group, u64)>,
     /// When to try again, where the disk was full.
     retry_at: Option<Instant>,
 }
@@ -145,18 +137,18 @@ impl<F: FnMut(Completion)> Worker<F> {
         let mut open = true;
         while open {
             // A mark only after something that it could mark.
-            let lacks_space = self.wal.lacks_space();
+            let lacks_space = self.commits.wal.lacks_space();
             let request = if lacks_space {
                 queue.recv_timeout(SPACE_RETRY)
-            } else if self.wal.wants_mark() {
+            } else if self.commits.wal.wants_mark() {
                 queue.recv_timeout(self.idle)
             } else {
                 queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
             };
             match request {
                 Ok(request) => open = self.take(request),
-                Err(RecvTimeoutError::Timeout) if lacks_space => self.wal.retry_space(),
-                Err(RecvTimeoutError::Timeout) => self.mark(),
+                Err(RecvTimeoutError::Timeout) if lacks_space => self.commits.wal.retry_space(),
+                Err(RecvTimeoutError::Timeout) => self.commits.mark(),
                 Err(RecvTimeoutError::Disconnected) => open = false,
             }
             while open && let Ok(request) = queue.try_recv() {
@@ -167,17 +159,17 @@ impl<F: FnMut(Completion)> Worker<F> {
             }
         }
         self.give_up_waiting();
-        self.mark();
+        self.commits.mark();
     }
 
     /// The last attempt; what still finds no room is told so.
     fn give_up_waiting(&mut self) {
         self.commit_waiting();
         let mut first = true;
-        for (ticket, mut group) in std::mem::take(&mut self.waiting) {
+        for (ticket, mut group) in std::mem::take(&mut self.commits.waiting) {
             // A later one may be smaller, but must not be there without this one.
             let result = match std::mem::take(&mut first) {
-                true => self.wal.commit(&mut group),
+                true => self.commits.wal.commit(&mut group),
                 false => Err(WalError::Closed),
             };
             first = result.is_ok();
@@ -200,9 +192,9 @@ impl<F: FnMut(Completion)> Worker<F> {
     /// Whether to go on.
     fn take(&mut self, request: Request) -> bool {
         match request {
-            Request::Commit(ticket, group) => self.waiting.push_back((ticket, group)),
+            Request::Commit(ticket, group) => self.commits.push(ticket, group),
             Request::Release(lsn) => {
-                self.wal.release(lsn);
+                self.commits.wal.release(lsn);
                 // That may have been the space that is lacking.
                 self.retry_at = self.retry_at.map(|_| Instant::now());
             }
@@ -211,38 +203,81 @@ impl<F: FnMut(Completion)> Worker<F> {
         true
     }
 
-    /// An error latches and is told to the next caller.
-    fn mark(&mut self) {
+    fn commit_waiting(&mut self) {
+        match self.commits.commit(&mut self.complete) {
+            Ok(()) => self.retry_at = None,
+            Err(error) => self.wait_for_space(&error),
+        }
+    }
+}
+
+/// What the committer's thread does, without the thread: simulations call it when
+/// their disk says so.
+#[derive(Debug)]
+pub struct CommitQueue {
+    wal: Wal,
+    /// In order.
+    waiting: VecDeque<(u64, Group)>,
+    /// Several groups as one.
+    merged: Group,
+    /// The parts of `merged`, with their offsets in it.
+    batch: Vec<(u64, Group, u64)>,
+}
+
+impl CommitQueue {
+    /// Nothing waits.
+    pub fn new(wal: Wal) -> Self {
+        Self {
+            wal,
+            waiting: VecDeque::new(),
+            merged: Group::new(),
+            batch: Vec::new(),
+        }
+    }
+
+    /// Queues a group.
+    pub fn push(&mut self, ticket: u64, group: Group) {
+        self.waiting.push_back((ticket, group));
+    }
+
+    /// As [`Wal::release`].
+    pub fn release(&mut self, lsn: Lsn) {
+        self.wal.release(lsn);
+    }
+
+    /// Writes a mark if there is something to be marked. An error latches and is
+    /// told to the next caller.
+    pub fn mark(&mut self) {
         match self.wal.sync_mark() {
             Ok(()) | Err(WalError::NoSpace(_)) => {}
             Err(error) => tracing::error!(%error, "the log could not be marked"),
         }
     }
 
-    fn commit_waiting(&mut self) {
+    /// Commits what is queued, with one write and one sync for as many groups as
+    /// fit, and calls `complete` for each. Fails only where the disk is full: the
+    /// rest then stays queued.
+    pub fn commit(&mut self, complete: &mut impl FnMut(Completion)) -> Result<()> {
         while let Some((ticket, mut group)) = self.waiting.pop_front() {
             let more = self.waiting.front();
             if more.is_some_and(|(_, next)| group.fits(next, MAX_BATCH_BYTES)) {
                 self.merge(ticket, group);
-                if !self.commit_merged() {
-                    return;
-                }
+                self.commit_merged(complete)?;
             } else {
                 let result = self.wal.commit(&mut group);
-                if let Err(error @ WalError::NoSpace(_)) = &result {
-                    self.wait_for_space(error);
+                if let Err(error @ WalError::NoSpace(_)) = result {
                     self.waiting.push_front((ticket, group));
-                    return;
+                    return Err(error);
                 }
-                self.retry_at = None;
                 self.count(1);
-                (self.complete)(Completion {
+                complete(Completion {
                     ticket,
                     group,
                     result,
                 });
             }
         }
+        Ok(())
     }
 
     /// Collects the group and those behind it, as far as they fit.
@@ -261,17 +296,14 @@ impl<F: FnMut(Completion)> Worker<F> {
         }
     }
 
-    /// Whether there was room.
-    fn commit_merged(&mut self) -> bool {
+    fn commit_merged(&mut self, complete: &mut impl FnMut(Completion)) -> Result<()> {
         let mut result = self.wal.commit(&mut self.merged);
-        if let Err(error @ WalError::NoSpace(_)) = &result {
-            self.wait_for_space(error);
+        if let Err(error @ WalError::NoSpace(_)) = result {
             for (ticket, group, _) in self.batch.drain(..).rev() {
                 self.waiting.push_front((ticket, group));
             }
-            return false;
+            return Err(error);
         }
-        self.retry_at = None;
         self.count(self.batch.len() as u64);
         for (ticket, group, offset) in self.batch.drain(..) {
             let own = match &result {
@@ -285,13 +317,13 @@ impl<F: FnMut(Completion)> Worker<F> {
                     std::mem::replace(&mut result, Err(text))
                 }
             };
-            (self.complete)(Completion {
+            complete(Completion {
                 ticket,
                 group,
                 result: own,
             });
         }
-        true
+        Ok(())
     }
 
     fn count(&self, groups: u64) {

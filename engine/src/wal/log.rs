@@ -15,6 +15,7 @@ use super::{
     FIRST_LSN, Group, Identity, Lsn, Recovered, Result, WalConfig, WalError, WalReader, WalStats,
 };
 use crate::disk::{BLOCK_BYTES, Disk};
+use crate::mutations::{Mutation, is_on};
 
 /// Once less than this part of the last segment is left and there is no room for
 /// another one, the log says that it is low on space.
@@ -180,7 +181,10 @@ impl Wal {
         let offset = self.active.offset_of(first_lsn);
         let started = Instant::now();
         self.stats.writing.store(1, Ordering::Relaxed);
-        let written = group.with_padding(|bytes| self.active.file.write_durable(bytes, offset));
+        let written = group.with_padding(|bytes| match is_on(Mutation::AckBeforeSync) {
+            true => self.active.file.write_at(bytes, offset),
+            false => self.active.file.write_durable(bytes, offset),
+        });
         self.stats.writing.store(0, Ordering::Relaxed);
         written?;
         self.stats

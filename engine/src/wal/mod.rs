@@ -23,7 +23,7 @@ mod scan;
 mod segment;
 mod stats;
 
-pub use committer::{Committer, Completion};
+pub use committer::{CommitQueue, Committer, Completion};
 pub use error::WalError;
 pub use group::Group;
 pub use log::{Committed, Wal};

@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use raft::eraftpb::{ConfChangeType, Entry, Message, MessageType};
 
+use super::member::Member;
 use crate::changes::AppliedChange;
 use crate::initial_cluster::InitialCluster;
 use crate::io::{ApplyJob, Input, Output};
-use crate::sim::member::Member;
 use crate::wire;
 
 /// One member of three, and the ids of the two others, who are played by the test.

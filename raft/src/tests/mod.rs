@@ -3,6 +3,7 @@
 mod apply;
 mod durability;
 mod log;
+mod member;
 mod records;
 mod replay;
 

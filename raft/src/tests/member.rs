@@ -4,12 +4,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use raft::eraftpb;
 use varve_engine::disk::{Disk, SimDisk};
-use varve_engine::mvcc::View;
 use varve_engine::wal::{Wal, WalConfig};
 
-use super::stores::TestStores;
 use crate::apply::Applier;
 use crate::config::{Config, Joining};
 use crate::error::RaftError;
@@ -18,13 +15,11 @@ use crate::io::{ApplyJob, Input, LogWrite, Output};
 use crate::log;
 use crate::membership;
 use crate::replica::{Replica, Settings};
-use crate::snapshot::{Incoming, LoadedStore, Loading, Outgoing};
 use crate::start;
 use crate::stores::StoreFiles;
-use crate::transport::SnapshotStream;
+use crate::test_stores::TestStores;
 
 pub(crate) struct Member {
-    id: u64,
     config: Config,
     disk: SimDisk,
     stores: TestStores,
@@ -34,8 +29,6 @@ pub(crate) struct Member {
     pub(crate) replica: Replica,
     applier: Applier,
     files: StoreFiles,
-    loading: Arc<Loading>,
-    store_number: u64,
     writes: VecDeque<LogWrite>,
     jobs: VecDeque<ApplyJob>,
     /// Index up to which the log is durable, as the simulation knows it.
@@ -67,12 +60,6 @@ impl Member {
         // So small that entries leave the cache and are read back.
         config.log_cache_bytes = 4 << 10;
         Self::boot(config, disk, stores, boot_seed, 0).unwrap()
-    }
-
-    /// Whether it refuses changes that endanger the quorum.
-    pub(crate) fn strict(&mut self, strict: bool) {
-        self.config.strict_reconfig_check = strict;
-        self.replica.settings.strict_reconfig = strict;
     }
 
     /// Fails if the data directory says that the member has been removed.
@@ -110,7 +97,6 @@ impl Member {
         let applied = started.store.view().applied().index;
         let reader = started.wal.reader();
         let durable_index = started.replayed.log.last();
-        let store_number = started.replayed.marker.store;
         let replica = Replica::new(
             settings,
             started.replayed,
@@ -126,7 +112,6 @@ impl Member {
             Arc::default(),
         );
         Ok(Self {
-            id,
             config,
             disk,
             stores,
@@ -136,8 +121,6 @@ impl Member {
             replica,
             applier,
             files: started.files,
-            loading: Arc::new(Loading::new(started.next_store)),
-            store_number,
             writes: VecDeque::new(),
             jobs: VecDeque::new(),
             durable_index,
@@ -222,107 +205,5 @@ impl Member {
             .take_while(durable)
             .last()
             .unwrap_or(log.first() - 1);
-    }
-
-    /// The applier does its next job; its index and the hash after it.
-    pub(crate) fn apply(&mut self) -> Option<(u64, u128)> {
-        let batch = match self.jobs.pop_front()? {
-            ApplyJob::Entries(entries) => {
-                let last = entries.last()?.index;
-                assert!(
-                    last <= self.durable_index,
-                    "entry {last} is applied, but the log is durable to {}",
-                    self.durable_index
-                );
-                let mut entries = VecDeque::from(entries);
-                let batch = self.applier.apply(&mut entries, 0).unwrap();
-                if !entries.is_empty() {
-                    self.jobs.push_front(ApplyJob::Entries(entries.into()));
-                }
-                batch
-            }
-            ApplyJob::Install(loaded) => {
-                let number = loaded.store_number;
-                let (old, batch) = self.applier.install(*loaded);
-                drop(old);
-                self.files.remove(self.store_number).unwrap();
-                self.store_number = number;
-                self.installed += 1;
-                batch
-            }
-        };
-        let hash = self.view().hash();
-        let members = self.applier.members();
-        for (sink, outcome) in batch.answers {
-            sink.done(outcome.map(|()| members.clone()));
-        }
-        self.step(Input::Applied {
-            index: batch.index,
-            membership: batch.membership,
-            changes: batch.changes,
-        });
-        Some((batch.index, hash))
-    }
-
-    pub(crate) fn checkpoint(&mut self) {
-        let index = self.applier.checkpoint().unwrap();
-        self.step(Input::Checkpointed(index));
-    }
-
-    pub(crate) fn view(&self) -> Arc<View> {
-        self.applier.view()
-    }
-
-    /// A snapshot for another member.
-    pub(crate) fn stream(&self, to: u64, message: eraftpb::Message) -> Stream {
-        let outgoing = Outgoing::new(message, self.view(), Box::new(|_| ())).unwrap();
-        Stream {
-            from: self.id,
-            to,
-            from_life: self.lives,
-            outgoing,
-            incoming: None,
-            loaded: None,
-        }
-    }
-}
-
-/// A snapshot on its way.
-pub(crate) struct Stream {
-    pub(crate) from: u64,
-    pub(crate) to: u64,
-    pub(crate) from_life: u64,
-    outgoing: Outgoing,
-    incoming: Option<Incoming>,
-    pub(crate) loaded: Option<LoadedStore>,
-}
-
-impl Stream {
-    /// Carries the next part over; at the end, whether it was delivered.
-    pub(crate) fn advance(&mut self, to: &Member) -> Option<bool> {
-        let incoming = self.incoming.get_or_insert_with(|| {
-            let applied = to.view().applied().index;
-            Incoming::new(
-                self.from,
-                to.id,
-                applied,
-                to.files.clone(),
-                to.loading.clone(),
-            )
-        });
-        let Some(chunk) = self.outgoing.next_chunk() else {
-            return Some(false);
-        };
-        if incoming.chunk(&chunk.bytes).is_err() {
-            return Some(false);
-        }
-        if !chunk.is_last {
-            return None;
-        }
-        self.loaded = self
-            .incoming
-            .take()
-            .and_then(|incoming| incoming.finish().ok());
-        Some(self.loaded.is_some())
     }
 }

@@ -1,0 +1,149 @@
+//! Runs of the simulation. A failure names its seed, and how to run it again.
+
+use super::*;
+
+/// Steps of the runs here.
+const STEPS: u64 = 8_000;
+
+/// Seeds of a test, `VARVE_SIM_SEEDS` times as many where that is set.
+fn seeds(count: u64) -> std::ops::Range<u64> {
+    let times = std::env::var("VARVE_SIM_SEEDS").ok();
+    0..count * times.and_then(|times| times.parse().ok()).unwrap_or(1)
+}
+
+/// Runs seeds of a profile; what they came to together.
+fn runs(profile: Profile, count: u64) -> Report {
+    let mut sums = Report::default();
+    for seed in seeds(count) {
+        let report = run(Options {
+            seed,
+            steps: STEPS,
+            profile: Some(profile),
+            verbose: false,
+        });
+        if let Some(violation) = report.violation {
+            panic!(
+                "seed {seed} of {profile:?}: {violation}\nagain: varve-sim --seed {seed} \
+                 --seeds 1 --steps {STEPS} --profile {profile:?} --verbose"
+            );
+        }
+        sums.steps += report.steps;
+        for (name, times) in report.operations {
+            *sums.operations.entry(name).or_default() += times;
+        }
+        for (name, times) in report.faults {
+            *sums.faults.entry(name).or_default() += times;
+        }
+    }
+    sums
+}
+
+/// Fails unless something happened at least so often.
+fn at_least(report: &Report, least: &[(&str, u64)]) {
+    for (name, least) in least {
+        let counts = [&report.operations, &report.faults];
+        let times: u64 = counts.iter().filter_map(|counts| counts.get(*name)).sum();
+        assert!(times >= *least, "{name} only {times} times: {report:?}");
+    }
+}
+
+#[test]
+fn in_fair_weather_everything_is_answered() {
+    let report = runs(Profile::Fair, 6);
+    at_least(
+        &report,
+        &[("put done", 300), ("linearizable read done", 150)],
+    );
+    assert!(!report.operations.contains_key("put unknown"), "{report:?}");
+}
+
+#[test]
+fn a_member_alone_survives_everything() {
+    let report = runs(Profile::Single, 12);
+    at_least(&report, &[("power loss", 10), ("put done", 300)]);
+}
+
+#[test]
+fn bad_networks() {
+    let report = runs(Profile::Network, 12);
+    at_least(
+        &report,
+        &[("partition", 5), ("message lost", 100), ("put done", 300)],
+    );
+}
+
+#[test]
+fn bad_disks_and_crashes() {
+    let report = runs(Profile::Disks, 12);
+    at_least(
+        &report,
+        &[("power loss", 10), ("disk error", 2), ("disk full", 2)],
+    );
+}
+
+#[test]
+fn everything_at_once() {
+    let report = runs(Profile::Everything, 20);
+    let least = [
+        ("power loss", 10),
+        ("partition", 5),
+        ("snapshots installed", 3),
+    ];
+    at_least(&report, &least);
+}
+
+#[test]
+fn members_come_and_go() {
+    let report = runs(Profile::Membership, 20);
+    at_least(&report, &[("members changed", 50), ("member joined", 20)]);
+}
+
+#[test]
+fn rotten_files_are_refused_or_do_not_matter() {
+    let report = runs(Profile::BitRot, 16);
+    at_least(&report, &[("bit rot", 8), ("damaged member replaced", 3)]);
+}
+
+#[test]
+fn slow_disks_make_no_other_leader() {
+    let report = runs(Profile::SlowDisks, 8);
+    at_least(&report, &[("sync of 500 ms", 8)]);
+    assert_eq!(report.operations["terms led"], seeds(8).end);
+}
+
+/// Bugs that the simulation has found, each with the run that did.
+#[test]
+fn seeds_that_failed_once() {
+    for (seed, steps, profile) in [
+        // A failed sync hid that a header of an earlier life was still on the disk.
+        (62, 10_000, Profile::Single),
+        // As it hid that the header of the last segment was not.
+        (53, 10_000, Profile::Everything),
+        // A leader that votes alone sent entries to a learner before its term was durable.
+        (131, 10_000, Profile::Membership),
+    ] {
+        let report = run(Options {
+            seed,
+            steps,
+            profile: Some(profile),
+            verbose: false,
+        });
+        assert_eq!(report.violation, None, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_run_again() {
+    for profile in Profile::ALL {
+        let options = Options {
+            seed: 7,
+            steps: STEPS,
+            profile: Some(profile),
+            verbose: false,
+        };
+        let (first, again) = (run(options), run(options));
+        assert_eq!(first, again, "{profile:?}");
+        let other = run(Options { seed: 8, ..options });
+        assert_ne!(first.digest, other.digest, "{profile:?}");
+    }
+}

@@ -1,0 +1,876 @@
+//! The simulated world: machines, network, clients, and one thing after another.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hasher};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use raft::eraftpb::MessageType;
+use varve_engine::disk::sim::Rng;
+
+use super::agenda::{Agenda, Micros, SECOND};
+use super::clients::{self, Mailbox};
+use super::faults::Repair;
+use super::history::{Action, Ledger, Operation, Outcome};
+use super::host::{Condition, Host};
+use super::invariants::{Invariants, hash_of};
+use super::network::{Letter, Network};
+use super::node::{Applied, Progress, Stream};
+use super::operator::Outcomes;
+use super::plan::{Plan, Profile};
+use super::watchers::Watcher;
+use crate::error::RaftError;
+use crate::initial_cluster::InitialCluster;
+use crate::io::{Input, Output};
+use crate::log::Fetch;
+use crate::wire;
+
+/// After this a client thinks that its request is lost.
+const PATIENCE_US: Micros = 10 * SECOND;
+
+/// What happens. The second number of a pair is the life of the member that it is of.
+#[derive(Debug)]
+pub(super) enum Event {
+    Tick(u64, u64),
+    Turn(u64, u64),
+    Arrival(Letter),
+    SyncEnd(u64, u64),
+    Apply(u64, u64),
+    Fetch(u64, u64, Fetch),
+    Checkpoint(u64, u64),
+    Maintain(u64, u64),
+    Stream(u64),
+    /// A client begins its next operation.
+    Client(usize),
+    /// A request reaches a member.
+    Request {
+        operation: usize,
+        member: u64,
+        life: u64,
+    },
+    /// An answer reaches its client.
+    Response(usize, Box<Outcome>),
+    GiveUp(usize),
+    Watch(usize),
+    Fault,
+    Repair(Repair),
+    Start(u64, u64),
+    Operator,
+    Replace(u64),
+}
+
+pub(super) struct Client {
+    /// The operation that it waits for, and the member that was asked.
+    pub(super) waits_for: Option<(usize, u64)>,
+    /// Operations done since the end of all faults.
+    pub(super) done_since_heal: u64,
+}
+
+pub(super) struct World {
+    pub(super) seed: u64,
+    pub(super) plan: Plan,
+    pub(super) rng: Rng,
+    pub(super) agenda: Agenda<Event>,
+    base: Instant,
+    pub(super) initial: InitialCluster,
+    pub(super) hosts: BTreeMap<u64, Host>,
+    /// Members that have been removed and know it.
+    pub(super) gone: BTreeSet<u64>,
+    pub(super) next_member: i64,
+    pub(super) network: Network,
+    streams: BTreeMap<u64, Stream>,
+    next_stream: u64,
+    pub(super) clients: Vec<Client>,
+    pub(super) client_of: Vec<usize>,
+    pub(super) operations: Vec<Operation>,
+    pub(super) mailbox: Mailbox,
+    pub(super) outcomes: Outcomes,
+    pub(super) watchers: Vec<Watcher>,
+    pub(super) ledger: Ledger,
+    pub(super) invariants: Invariants,
+    pub(super) faults: BTreeMap<&'static str, u64>,
+    pub(super) is_healing: bool,
+    /// Whether clients begin nothing new.
+    pub(super) is_closing: bool,
+    pub(super) steps: u64,
+    digest: DefaultHasher,
+    verbose: bool,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, profile: Profile, verbose: bool) -> Self {
+        let mut rng = Rng::new(seed);
+        let plan = Plan::new(profile, &mut rng);
+        let list: Vec<String> = (0..plan.members)
+            .map(|i| format!("n{i}=http://10.0.0.{i}:2380"))
+            .collect();
+        let Ok(initial) = InitialCluster::parse(&list.join(",")) else {
+            unreachable!("it is written as it must be")
+        };
+        let mut world = Self {
+            seed,
+            rng,
+            agenda: Agenda::new(),
+            base: Instant::now(),
+            initial,
+            hosts: BTreeMap::new(),
+            gone: BTreeSet::new(),
+            next_member: 1,
+            network: Network::default(),
+            streams: BTreeMap::new(),
+            next_stream: 0,
+            clients: Vec::new(),
+            client_of: Vec::new(),
+            operations: Vec::new(),
+            mailbox: Mailbox::default(),
+            outcomes: Outcomes::default(),
+            watchers: Vec::new(),
+            ledger: Ledger::default(),
+            invariants: Invariants::default(),
+            faults: BTreeMap::new(),
+            is_healing: false,
+            is_closing: false,
+            steps: 0,
+            digest: DefaultHasher::new(),
+            verbose,
+            plan,
+        };
+        world.trace(|world| format!("{:?}", world.plan));
+        world.begin();
+        world
+    }
+
+    fn begin(&mut self) {
+        let members = self.initial.membership("sim");
+        let members = members.unwrap_or_else(|error| self.violation(&error.to_string()));
+        for member in members.members() {
+            let host = Host::new(&self.initial, member, &self.plan, self.seed, None);
+            self.hosts.insert(member.id, host);
+            self.start(member.id);
+        }
+        for client in 0..self.plan.clients {
+            self.clients.push(Client {
+                waits_for: None,
+                done_since_heal: 0,
+            });
+            let delay = self.around(self.plan.think_us);
+            self.agenda.after(delay, Event::Client(client));
+        }
+        for watcher in 0..self.plan.watchers {
+            self.add_watcher(watcher);
+        }
+        if self.plan.fault_us > 0 {
+            let quiet = match self.plan.profile {
+                Profile::SlowDisks => 5 * SECOND,
+                _ => self.around(self.plan.fault_us),
+            };
+            self.agenda.after(quiet, Event::Fault);
+        }
+        if self.plan.change_us > 0 {
+            self.agenda.after(self.plan.change_us, Event::Operator);
+        }
+    }
+
+    /// A time that is on average as given.
+    pub(super) fn around(&mut self, mean: Micros) -> Micros {
+        1 + self.rng.below(2 * mean)
+    }
+
+    /// Ends the run: something happened that must not.
+    pub(super) fn violation(&self, what: &str) -> ! {
+        panic!("{what}")
+    }
+
+    fn demand(&self, outcome: Result<(), String>) {
+        if let Err(what) = outcome {
+            self.violation(&what);
+        }
+    }
+
+    pub(super) fn trace(&self, text: impl FnOnce(&Self) -> String) {
+        if self.verbose {
+            let at = self.agenda.now();
+            eprintln!(
+                "{:4}.{:06} {:>7} {}",
+                at / SECOND,
+                at % SECOND,
+                self.steps,
+                text(self)
+            );
+        }
+    }
+
+    pub(super) fn count_fault(&mut self, name: &'static str) {
+        *self.faults.entry(name).or_default() += 1;
+    }
+
+    /// What the run came to so far: the same for the same seed.
+    pub(super) fn digest(&self) -> u64 {
+        self.digest.finish()
+    }
+
+    pub(super) fn digest_more(&mut self, number: u64) {
+        self.digest.write_u64(number);
+    }
+
+    /// One thing happens.
+    pub(super) fn step(&mut self) {
+        let Some(event) = self.agenda.next() else {
+            self.violation("nothing is planned any more");
+        };
+        self.steps += 1;
+        self.digest.write_u64(self.agenda.now());
+        self.trace(|_| format!("{event:?}"));
+        self.happen(event);
+        self.deliver_mail();
+    }
+
+    fn is_alive(&self, id: u64, life: u64) -> bool {
+        self.hosts
+            .get(&id)
+            .is_some_and(|host| host.lives == life && host.node.is_some())
+    }
+
+    fn happen(&mut self, event: Event) {
+        let now = self.agenda.now();
+        match event {
+            Event::Tick(id, life)
+            | Event::Turn(id, life)
+            | Event::SyncEnd(id, life)
+            | Event::Apply(id, life)
+            | Event::Fetch(id, life, _)
+            | Event::Checkpoint(id, life)
+            | Event::Maintain(id, life) => {
+                if !self.is_alive(id, life) {
+                    return;
+                }
+                self.digest.write_u64(id);
+                let until = self.hosts[&id].paused_until;
+                match event {
+                    Event::Tick(..) => self.tick(id, life),
+                    _ if until > now => self.agenda.at(until, event),
+                    Event::Turn(..) => self.turn(id),
+                    Event::SyncEnd(..) => self.sync_end(id, life),
+                    Event::Apply(..) => self.apply(id, life),
+                    Event::Fetch(_, _, fetch) => {
+                        self.with_node(id, |node| node.fetch(fetch));
+                        self.wake(id);
+                    }
+                    Event::Checkpoint(..) => self.checkpoint(id, life),
+                    _ => self.maintain(id, life),
+                }
+            }
+            Event::Arrival(letter) => self.arrival(letter),
+            Event::Stream(number) => self.stream(number),
+            Event::Client(client) => self.client(client),
+            Event::Request {
+                operation,
+                member,
+                life,
+            } => self.request(operation, member, life),
+            Event::Response(operation, outcome) => self.response(operation, *outcome),
+            Event::GiveUp(operation) => self.response(operation, Outcome::Unknown),
+            Event::Watch(watcher) => self.watch(watcher),
+            Event::Fault => self.fault(),
+            Event::Repair(repair) => self.repair(repair),
+            Event::Start(id, life) => {
+                if self.hosts.get(&id).is_some_and(|host| host.lives == life) {
+                    self.start(id);
+                }
+            }
+            Event::Operator => self.operate(),
+            Event::Replace(id) => self.replace(id),
+        }
+    }
+
+    fn with_node(&mut self, id: u64, act: impl FnOnce(&mut super::node::Node)) {
+        if let Some(node) = self.hosts.get_mut(&id).and_then(|host| host.node.as_mut()) {
+            act(node);
+        }
+    }
+
+    /// Gives a member's replica something, and plans its turn.
+    pub(super) fn input(&mut self, id: u64, input: Input) {
+        self.with_node(id, |node| node.inbox.push_back(input));
+        self.wake(id);
+    }
+
+    pub(super) fn wake(&mut self, id: u64) {
+        let delay = 10 + self.rng.below(100);
+        let Some(node) = self.hosts.get_mut(&id).and_then(|host| host.node.as_mut()) else {
+            return;
+        };
+        if !std::mem::replace(&mut node.is_woken, true) {
+            self.agenda.after(delay, Event::Turn(id, node.life));
+        }
+    }
+
+    /// Starts a member from what its disk holds.
+    pub(super) fn start(&mut self, id: u64) {
+        let Some(host) = self.hosts.get_mut(&id).filter(|host| host.node.is_none()) else {
+            return;
+        };
+        if let Condition::Damaged(_) = host.condition {
+            return;
+        }
+        match host.start(&self.plan) {
+            Ok(()) => {
+                let (life, tick_us) = (host.lives, host.tick_us);
+                let first = self.rng.below(tick_us) + 1;
+                self.agenda.after(first, Event::Tick(id, life));
+                let delay = self.around(self.plan.checkpoint_us);
+                self.agenda.after(delay, Event::Checkpoint(id, life));
+                let delay = self.around(200_000);
+                self.agenda.after(delay, Event::Maintain(id, life));
+                self.trace(|world| {
+                    let status = world.hosts[&id].node.as_ref().map(|n| n.replica.status());
+                    format!("{id:x} starts: {status:?}")
+                });
+                self.check_applied(id);
+                self.wake(id);
+            }
+            Err(RaftError::Removed { .. }) => self.end(id),
+            Err(error) => self.failed(id, &error),
+        }
+    }
+
+    /// A member ended with an error: was there a reason for it?
+    pub(super) fn failed(&mut self, id: u64, error: &RaftError) {
+        self.trace(|_| format!("{id:x} fails: {error}"));
+        self.break_streams(id);
+        let Some(host) = self.hosts.get_mut(&id) else {
+            return;
+        };
+        if let Some(node) = &mut host.node {
+            node.replica.stop();
+        }
+        host.kill();
+        let life = host.lives;
+        if host.is_rotten {
+            host.condition = Condition::Damaged(error.to_string());
+            self.count_fault("member refused damaged files");
+            self.agenda.after(2 * SECOND, Event::Replace(id));
+        } else if host.is_excused {
+            self.count_fault("member stopped on disk error");
+            self.agenda.after(SECOND, Event::Start(id, life));
+        } else {
+            self.violation(&format!("member {id:x} fails without a fault: {error}"));
+        }
+        self.forget_requests(id);
+    }
+
+    /// A member's process ends.
+    pub(super) fn forget_requests(&mut self, id: u64) {
+        for client in 0..self.clients.len() {
+            if let Some((operation, member)) = self.clients[client].waits_for
+                && member == id
+            {
+                let delay = self.around(self.plan.latency_us);
+                let outcome = Box::new(Outcome::Unknown);
+                self.agenda
+                    .after(delay, Event::Response(operation, outcome));
+            }
+        }
+    }
+
+    fn tick(&mut self, id: u64, life: u64) {
+        let now = self.agenda.now();
+        let Some(host) = self.hosts.get_mut(&id) else {
+            return;
+        };
+        self.agenda.after(host.tick_us, Event::Tick(id, life));
+        if !host.is_awake(now) {
+            // As the driver makes up for those of one heartbeat.
+            host.missed_ticks = (host.missed_ticks + 1).min(10);
+            return;
+        }
+        let ticks = 1 + std::mem::take(&mut host.missed_ticks);
+        for _ in 0..ticks {
+            self.input(id, Input::Tick);
+        }
+    }
+
+    fn turn(&mut self, id: u64) {
+        let Some(node) = self.hosts.get_mut(&id).and_then(|host| host.node.as_mut()) else {
+            return;
+        };
+        let output = match node.turn() {
+            Ok(output) => output,
+            Err(error) => return self.failed(id, &error),
+        };
+        let checked = self.invariants.after_turn(node, &output);
+        self.demand(checked);
+        self.dispatch(id, output);
+        self.end_if_removed(id);
+    }
+
+    /// As the driver does.
+    fn dispatch(&mut self, id: u64, output: Output) {
+        let now = self.agenda.now();
+        let Some(host) = self.hosts.get_mut(&id) else {
+            return;
+        };
+        let Some(node) = host.node.as_mut() else {
+            return;
+        };
+        let life = node.life;
+        node.queue_writes(output.writes);
+        if let Some(lsn) = output.release {
+            node.release(lsn);
+        }
+        if node.begin_sync() {
+            let mean = self.plan.sync_us * host.disk_factor;
+            let end = now + mean / 2 + self.rng.below(mean + 1);
+            self.agenda
+                .at(end.max(host.disk_stuck_until), Event::SyncEnd(id, life));
+        }
+        node.queue_jobs(output.apply);
+        if !node.is_applying && node.has_jobs() {
+            node.is_applying = true;
+            let delay = 1 + self.rng.below(2 * self.plan.apply_us);
+            self.agenda.after(delay, Event::Apply(id, life));
+        }
+        let term = node.replica.status().term;
+        for sink in output.reads {
+            sink.ready(node.view(), term);
+        }
+        for fetch in output.fetches {
+            let delay = 1 + self.rng.below(2 * self.plan.sync_us);
+            self.agenda.after(delay, Event::Fetch(id, life, fetch));
+        }
+        for loaded in output.discard {
+            if let Err(error) = node.discard(loaded) {
+                tracing::debug!("{id:x}: {error}"); // it stays until the next start
+            }
+        }
+        for (to, messages) in output.messages {
+            for bytes in messages {
+                self.digest.write_u64(hash_of(&bytes));
+                self.send(id, life, to, bytes);
+            }
+        }
+        for (to, message) in output.snapshots {
+            self.send_snapshot(id, to, message);
+        }
+    }
+
+    fn send(&mut self, id: u64, life: u64, to: u64, bytes: bytes::Bytes) {
+        let Some(receiver) = self.hosts.get(&to) else {
+            return;
+        };
+        let now = self.agenda.now();
+        let (link, lives) = ((id, to), (life, receiver.lives));
+        let mut may_repeat = true;
+        if let Ok(message) = wire::decode(&bytes) {
+            let checked = self.invariants.sent(id, &message);
+            self.demand(checked);
+            // Transports bring a message once: a proposal would be done twice.
+            may_repeat = message.get_msg_type() != MessageType::MsgPropose;
+        }
+        let letters = self.network.send(
+            &self.plan,
+            &mut self.rng,
+            now,
+            link,
+            lives,
+            bytes,
+            may_repeat,
+        );
+        if letters.is_empty() && self.network.is_cut(link) && self.rng.chance(5) {
+            self.input(id, Input::Unreachable(to));
+        }
+        for (at, letter) in letters {
+            self.agenda.at(at, Event::Arrival(letter));
+        }
+    }
+
+    fn arrival(&mut self, letter: Letter) {
+        let (from, to) = letter.link;
+        let are_same = self.is_alive(to, letter.lives.1)
+            && self
+                .hosts
+                .get(&from)
+                .is_none_or(|h| h.lives == letter.lives.0);
+        if !are_same || !self.network.arrives(&letter) {
+            return;
+        }
+        let knows_removal = self.hosts[&to]
+            .node
+            .as_ref()
+            .is_some_and(|node| node.replica.membership.is_removed(from));
+        match knows_removal {
+            true => self.input(from, Input::Removed),
+            false => self.input(
+                to,
+                Input::Peer {
+                    from,
+                    bytes: letter.bytes,
+                },
+            ),
+        }
+    }
+
+    fn sync_end(&mut self, id: u64, life: u64) {
+        let stuck = self.hosts[&id].disk_stuck_until;
+        if stuck > self.agenda.now() {
+            return self.agenda.at(stuck, Event::SyncEnd(id, life));
+        }
+        let (mut waits, mut checked) = (false, Ok(()));
+        if let Some(node) = self.hosts.get_mut(&id).and_then(|host| host.node.as_mut()) {
+            waits = node.end_sync(|node, group| {
+                if checked.is_ok() {
+                    checked = self.invariants.durable(node, group);
+                }
+            });
+        }
+        self.demand(checked);
+        let mut again = false;
+        self.with_node(id, |node| again = node.begin_sync());
+        if again {
+            let delay = match waits {
+                true => 500_000,
+                false => self.around(self.plan.sync_us),
+            };
+            self.agenda.after(delay, Event::SyncEnd(id, life));
+        }
+        self.wake(id);
+    }
+
+    fn apply(&mut self, id: u64, life: u64) {
+        let Some(host) = self.hosts.get_mut(&id) else {
+            return;
+        };
+        let Some(node) = host.node.as_mut() else {
+            return;
+        };
+        let term = node.replica.status().term;
+        let applied = node.apply(term);
+        match applied {
+            Ok(applied) => host.installed += u64::from(applied == Applied::Install),
+            Err(error) => return self.failed(id, &error),
+        }
+        node.is_applying = node.has_jobs();
+        if node.is_applying {
+            let delay = match applied {
+                Ok(Applied::NoSpace) => 500_000,
+                _ => 1 + self.rng.below(2 * self.plan.apply_us),
+            };
+            self.agenda.after(delay, Event::Apply(id, life));
+        }
+        self.tell_watchers(id);
+        self.check_applied(id);
+        self.wake(id);
+    }
+
+    fn check_applied(&mut self, id: u64) {
+        if let Some(node) = self.hosts.get(&id).and_then(|host| host.node.as_ref()) {
+            let checked = self.invariants.after_apply(node);
+            self.demand(checked);
+        }
+    }
+
+    fn checkpoint(&mut self, id: u64, life: u64) {
+        let delay = self.around(self.plan.checkpoint_us);
+        self.agenda.after(delay, Event::Checkpoint(id, life));
+        let mut done = Ok(());
+        self.with_node(id, |node| done = node.checkpoint());
+        match done {
+            Ok(()) => self.wake(id),
+            Err(error) => self.failed(id, &error),
+        }
+    }
+
+    fn maintain(&mut self, id: u64, life: u64) {
+        let now = self.base + Duration::from_micros(self.agenda.now());
+        let (mut done, idle) = (Ok(false), self.rng.chance(30));
+        self.with_node(id, |node| {
+            done = node.maintain(now, idle);
+            node.mark();
+        });
+        self.publish_member(id);
+        match done {
+            Ok(more) => {
+                let delay = if more { 1_000 } else { self.around(300_000) };
+                self.agenda.after(delay, Event::Maintain(id, life));
+            }
+            Err(error) => self.failed(id, &error),
+        }
+    }
+
+    fn send_snapshot(&mut self, id: u64, to: u64, message: raft::eraftpb::Message) {
+        let from = self.hosts.get(&id).and_then(|host| host.node.as_ref());
+        let receiver = self.hosts.get(&to).and_then(|host| host.node.as_ref());
+        let stream = from
+            .zip(receiver)
+            .and_then(|(from, to)| Some(Stream::new(from, to, from.stream(message).ok()?)));
+        match stream {
+            Some(stream) => {
+                self.next_stream += 1;
+                self.streams.insert(self.next_stream, stream);
+                let delay = self.around(self.plan.latency_us);
+                self.agenda.after(delay, Event::Stream(self.next_stream));
+            }
+            None => {
+                let delivered = false;
+                self.input(id, Input::SnapshotSent { to, delivered });
+            }
+        }
+    }
+
+    fn stream(&mut self, number: u64) {
+        let Some(stream) = self.streams.get(&number) else {
+            return;
+        };
+        let (from, to) = (stream.from, stream.to);
+        let is_whole = self.is_alive(from, stream.from_life) && self.is_alive(to, stream.to_life);
+        let is_lost = self.network.is_cut((from, to)) || self.rng.chance(3);
+        let progress = match self.streams.get_mut(&number) {
+            Some(stream) if is_whole && !is_lost => stream.advance(),
+            _ => Progress::Broken,
+        };
+        if let Progress::UnderWay = progress {
+            let delay = self.around(4 * self.plan.latency_us);
+            return self.agenda.after(delay, Event::Stream(number));
+        }
+        let Some(stream) = self.streams.remove(&number) else {
+            return;
+        };
+        let delivered = matches!(progress, Progress::Arrived(_));
+        if self.is_alive(from, stream.from_life) {
+            self.input(from, Input::SnapshotSent { to, delivered });
+        }
+        if let Progress::Arrived(loaded) = progress {
+            self.input(to, Input::SnapshotLoaded(loaded));
+        }
+    }
+
+    /// Breaks the snapshots on their way to or from a member whose process ends.
+    pub(super) fn break_streams(&mut self, id: u64) {
+        let broken: Vec<u64> = self
+            .streams
+            .iter()
+            .filter(|(_, stream)| stream.from == id || stream.to == id)
+            .map(|(number, _)| *number)
+            .collect();
+        for number in broken {
+            let Some(stream) = self.streams.remove(&number) else {
+                continue;
+            };
+            if stream.to == id && self.is_alive(stream.from, stream.from_life) {
+                let delivered = false;
+                self.input(stream.from, Input::SnapshotSent { to: id, delivered });
+            }
+        }
+    }
+
+    /// A member that has been removed and leads no more ends.
+    fn end_if_removed(&mut self, id: u64) {
+        let status = self
+            .hosts
+            .get(&id)
+            .and_then(|host| host.node.as_ref())
+            .map(|node| node.replica.status());
+        if status.is_some_and(|status| status.is_removed && !status.is_leader) {
+            self.end(id);
+        }
+    }
+
+    pub(super) fn end(&mut self, id: u64) {
+        self.trace(|_| format!("{id:x} ends: it was removed"));
+        self.break_streams(id);
+        self.hosts.remove(&id);
+        self.gone.insert(id);
+        self.forget_requests(id);
+    }
+
+    /// Members that run.
+    pub(super) fn running(&self) -> Vec<u64> {
+        let running = |(_, host): &(&u64, &Host)| host.node.is_some();
+        self.hosts
+            .iter()
+            .filter(running)
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    pub(super) fn pick<T: Copy>(&mut self, among: &[T]) -> Option<T> {
+        match among.len() {
+            0 => None,
+            count => Some(among[self.rng.below(count as u64) as usize]),
+        }
+    }
+
+    /// Answers that members gave go on their way to clients.
+    fn deliver_mail(&mut self) {
+        for (operation, outcome) in clients::take_mail(&self.mailbox) {
+            let delay = self.around(self.plan.latency_us);
+            let outcome = Box::new(outcome);
+            self.agenda
+                .after(delay, Event::Response(operation, outcome));
+        }
+    }
+
+    fn client(&mut self, client: usize) {
+        if self.is_closing || self.clients[client].waits_for.is_some() {
+            return;
+        }
+        let running = self.running();
+        let Some(member) = self.pick(&running) else {
+            let delay = self.around(100_000);
+            return self.agenda.after(delay, Event::Client(client));
+        };
+        let action = self.choose_action();
+        let operation = self.operations.len();
+        self.operations.push(Operation {
+            action,
+            invoked: self.steps,
+            returned: None,
+            outcome: Outcome::Unknown,
+        });
+        self.client_of.push(client);
+        self.clients[client].waits_for = Some((operation, member));
+        let life = self.hosts[&member].lives;
+        let delay = self.around(self.plan.latency_us);
+        let event = Event::Request {
+            operation,
+            member,
+            life,
+        };
+        self.agenda.after(delay, event);
+        self.agenda.after(PATIENCE_US, Event::GiveUp(operation));
+    }
+
+    fn request(&mut self, number: usize, member: u64, life: u64) {
+        if !self.is_alive(member, life) {
+            let refused = Outcome::NotDone(varve_types::ApiError::Stopped);
+            return self.response(number, refused);
+        }
+        let operation = &self.operations[number];
+        if clients::is_serializable(&operation.action)
+            && let Some(node) = &self.hosts[&member].node
+        {
+            let outcome = clients::read(&node.view(), &operation.action);
+            return self.response(number, outcome);
+        }
+        let input = clients::request(number, operation, &self.mailbox);
+        self.input(member, input);
+    }
+
+    fn response(&mut self, number: usize, outcome: Outcome) {
+        let client = self.client_of[number];
+        let Some((_, member)) = self.clients[client]
+            .waits_for
+            .filter(|(waits, _)| *waits == number)
+        else {
+            return; // the client has given it up
+        };
+        if let Outcome::Failed(what) = &outcome {
+            let is_excused = self.hosts.get(&member).is_none_or(|host| host.is_rotten);
+            if !is_excused {
+                self.violation(&format!("operation {number}: {what}"));
+            }
+        }
+        self.trace(|_| format!("operation {number}: {outcome:?}"));
+        self.digest.write(format!("{outcome:?}").as_bytes());
+        self.clients[client].waits_for = None;
+        let is_done = !matches!(outcome, Outcome::Unknown | Outcome::NotDone(_));
+        if self.is_healing && is_done && clients::is_write(&self.operations[number].action) {
+            self.clients[client].done_since_heal += 1;
+        }
+        self.operations[number].outcome = outcome;
+        self.operations[number].returned = Some(self.steps);
+        let delay = self.around(self.plan.think_us);
+        self.agenda.after(delay, Event::Client(client));
+    }
+
+    fn choose_action(&mut self) -> Action {
+        let keys = self.plan.keys;
+        let number = self.operations.len() as u64;
+        let key = |rng: &mut Rng| format!("k{:02}", rng.below(keys)).into_bytes();
+        let value = |rng: &mut Rng| {
+            let mut value = number.to_be_bytes().to_vec();
+            let long = if rng.below(40) == 0 { 6_000 } else { 60 };
+            value.resize(8 + rng.below(long) as usize, number as u8);
+            value
+        };
+        let last = self.ledger.last();
+        let rng = &mut self.rng;
+        let serializable = rng.chance(40);
+        match rng.below(100) {
+            0..=34 => Action::Put {
+                key: key(rng),
+                value: value(rng),
+            },
+            35..=42 => Action::Delete { key: key(rng) },
+            43..=57 => {
+                let first = key(rng);
+                let condition = self.choose_condition(&first);
+                let mut all = vec![first];
+                if self.rng.chance(30) {
+                    let second = key(&mut self.rng);
+                    if second != all[0] {
+                        all.push(second);
+                    }
+                }
+                Action::Txn {
+                    condition,
+                    keys: all,
+                    value: value(&mut self.rng),
+                }
+            }
+            58..=83 => Action::Get {
+                key: key(rng),
+                serializable,
+                revision: 0,
+            },
+            84..=88 => Action::Get {
+                key: key(rng),
+                serializable,
+                revision: 1 + rng.below(last as u64 + 1) as i64,
+            },
+            89..=97 => Action::Range { serializable },
+            _ => Action::Compact {
+                revision: (last - rng.below(20) as i64).max(1),
+            },
+        }
+    }
+
+    fn choose_condition(&mut self, key: &[u8]) -> super::history::Condition {
+        use super::history::Condition;
+        let version = self.ledger.at(key, self.ledger.last()).cloned();
+        match (self.rng.below(4), version) {
+            (0, _) => Condition::Exists,
+            (1, _) => Condition::Absent,
+            (2, Some(version)) => Condition::Value(version.value),
+            (_, version) => Condition::Modified(version.map_or(0, |v| v.modified)),
+        }
+    }
+
+    /// The engine's view of time, for those who ask for it.
+    pub(super) fn members_agree(&self, current: &[u64]) -> bool {
+        let mut statuses = current.iter().map(|id| {
+            let node = self.hosts.get(id).and_then(|host| host.node.as_ref());
+            node.map(|node| node.replica.status())
+        });
+        let Some(Some(first)) = statuses.next() else {
+            return false;
+        };
+        first.leader != 0
+            && first.applied_index == first.last_index
+            && first.pending_proposals == 0
+            && statuses.all(|status| {
+                status.is_some_and(|status| {
+                    (status.leader, status.term) == (first.leader, first.term)
+                        && status.last_index == first.last_index
+                        && status.applied_index == first.applied_index
+                        && status.pending_proposals == 0
+                })
+            })
+    }
+
+    pub(super) fn newest(&self) -> Option<Arc<crate::membership::Membership>> {
+        let nodes = self.hosts.values().filter_map(|host| host.node.as_ref());
+        let newest = nodes.max_by_key(|node| node.replica.applied)?;
+        Some(newest.replica.membership.clone())
+    }
+}
