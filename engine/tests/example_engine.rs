@@ -213,6 +213,7 @@ impl Backend for Journal {
             used_bytes: file_bytes,
             readers: self.held.get(),
             pinned_bytes: 0,
+            ..Stats::default()
         }
     }
 

@@ -5,6 +5,7 @@ mod common;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use common::{Cluster, PATIENCE};
 use varve_client::{Client, ClientConfig};
@@ -16,7 +17,11 @@ const MIB: i64 = 1 << 20;
 fn key(number: usize) -> String {
     format!(
         "{}/{number:04}",
-        if number.is_multiple_of(2) { "go" } else { "stay" }
+        if number.is_multiple_of(2) {
+            "go"
+        } else {
+            "stay"
+        }
     )
 }
 
@@ -71,6 +76,8 @@ async fn the_file_shrinks_and_the_data_stays() {
     };
     client.compact(&compaction).await.unwrap();
     let (before, _) = sizes(&client, &endpoint).await;
+    let vacuums = || cluster.members[0].metric("varve_store_vacuum_in_progress");
+    assert_eq!(vacuums(), 0.0);
 
     let is_over = Arc::new(AtomicBool::new(false));
     let served = Arc::new(AtomicU64::new(0));
@@ -85,11 +92,32 @@ async fn the_file_shrinks_and_the_data_stays() {
             }
         }
     });
-    let (first, second) = tokio::join!(client.defragment(&endpoint), client.defragment(&endpoint));
+    let mut seen_vacuum = false;
+    let watch = async {
+        while !is_over.load(Ordering::Relaxed) {
+            seen_vacuum |= vacuums() == 1.0;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let both = async {
+        let both = tokio::join!(client.defragment(&endpoint), client.defragment(&endpoint));
+        is_over.store(true, Ordering::Relaxed);
+        both
+    };
+    let ((first, second), ()) = tokio::join!(both, watch);
+    assert!(seen_vacuum);
     assert!(first.unwrap().header.revision >= deleted.header.revision);
     second.unwrap();
-    is_over.store(true, Ordering::Relaxed);
     traffic.await.unwrap();
+    for name in [
+        "readers",
+        "oldest_reader_states",
+        "pinned_bytes",
+        "checkpoint_pending_bytes",
+    ] {
+        let figure = cluster.members[0].metric(&format!("varve_store_{name}"));
+        assert!((0.0..before as f64).contains(&figure), "{name}: {figure}");
+    }
     assert!(served.load(Ordering::Relaxed) > 1);
     let (after, spare) = sizes(&client, &endpoint).await;
     assert!(

@@ -178,7 +178,7 @@ impl Backend for Memory {
             file_bytes: used_bytes,
             used_bytes,
             readers: self.held.get(),
-            pinned_bytes: 0,
+            ..Stats::default()
         }
     }
 

@@ -170,8 +170,13 @@ pub struct Stats {
     pub used_bytes: u64,
     /// Snapshots held.
     pub readers: u64,
-    /// Bytes that wait for the oldest snapshot to be let go.
+    /// How many states the oldest snapshot held is behind the newest; 0 where the
+    /// engine does not tell.
+    pub oldest_reader_states: u64,
+    /// Bytes that wait for snapshots to be let go.
     pub pinned_bytes: u64,
+    /// Bytes that wait for a checkpoint to be free.
+    pub checkpoint_bytes: u64,
 }
 
 /// What a whole-store integrity check went over.

@@ -293,7 +293,7 @@ impl Backend for Redb {
             file_bytes,
             used_bytes: file_bytes,
             readers: self.held.get(),
-            pinned_bytes: 0,
+            ..Stats::default()
         }
     }
 

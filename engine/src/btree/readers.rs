@@ -27,6 +27,8 @@ const CHUNKS: usize = 16;
 #[derive(Debug)]
 struct Slot {
     pins: AtomicU64,
+    /// The state's number, for those who do not pin it.
+    number: AtomicU64,
     state: UnsafeCell<State>,
 }
 
@@ -63,6 +65,7 @@ fn chunk_of(index: usize) -> (usize, usize) {
 fn new_chunk(chunk: usize) -> Box<[Slot]> {
     let empty = || Slot {
         pins: AtomicU64::new(0),
+        number: AtomicU64::new(0),
         state: UnsafeCell::new(State::default()),
     };
     (0..FIRST_CHUNK << chunk).map(|_| empty()).collect()
@@ -107,6 +110,16 @@ impl Readers {
     pub(super) fn count(&self) -> u64 {
         self.slots().map(|slot| slot.pins.load(SeqCst)).sum()
     }
+
+    /// How many states the oldest one that is pinned is behind the current one. As of
+    /// about now: slots change while they are gone over.
+    pub(super) fn oldest_age(&self) -> u64 {
+        let current = self.slot(self.current.load(SeqCst));
+        let newest = current.map_or(0, |slot| slot.number.load(SeqCst));
+        let pinned = self.slots().filter(|slot| slot.pins.load(SeqCst) > 0);
+        let oldest = pinned.map(|slot| slot.number.load(SeqCst)).min();
+        newest.saturating_sub(oldest.unwrap_or(newest))
+    }
 }
 
 impl Publisher {
@@ -115,6 +128,7 @@ impl Publisher {
         let first = chunks[0].get_or_init(|| new_chunk(0));
         // SAFETY: nobody else has the slots yet.
         unsafe { *first[0].state.get() = state };
+        first[0].number.store(state.number, SeqCst);
         Self {
             readers: Arc::new(Readers {
                 current: AtomicUsize::new(0),
@@ -145,6 +159,7 @@ impl Publisher {
             if index != current && slot.pins.load(SeqCst) == 0 {
                 // SAFETY: neither current nor pinned; see the module's invariants.
                 unsafe { *slot.state.get() = state };
+                slot.number.store(state.number, SeqCst);
                 self.readers.current.store(index, SeqCst);
                 return true;
             }

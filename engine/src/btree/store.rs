@@ -149,12 +149,14 @@ impl Shared {
         let page = super::page::PAGE_BYTES as u64;
         let space = self.space();
         let end = self.pager.end();
-        let (pinned, _) = space.pending_pages();
+        let (pinned, checkpointed) = space.pending_pages();
         Stats {
             file_bytes: end * page,
             used_bytes: (end - space.free_pages()) * page,
             readers: self.readers.count(),
+            oldest_reader_states: self.readers.oldest_age(),
             pinned_bytes: pinned * page,
+            checkpoint_bytes: checkpointed * page,
         }
     }
 }

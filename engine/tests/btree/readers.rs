@@ -134,8 +134,10 @@ fn a_long_reader_only_delays_recycling() {
     let used = store.stats().used_bytes;
     let pinned = store.stats().pinned_bytes;
     assert!(pinned > used / 4, "{pinned} bytes pinned, {used} in use");
+    assert_eq!(store.stats().oldest_reader_states, 19);
     verify(&*old);
     drop(old);
+    assert_eq!(store.stats().oldest_reader_states, 0);
     write(&store, 21);
     store.checkpoint().expect("checkpoint");
     // An empty batch replaces nothing, but lets go of what nobody holds.

@@ -143,7 +143,8 @@ fn raft(page: &mut Page, service: &Service) {
 }
 
 fn storage(page: &mut Page, service: &Service) {
-    let stats = service.node.backend().stats();
+    let backend = service.node.backend();
+    let stats = backend.stats();
     page.gauge(
         "etcd_mvcc_db_total_size_in_bytes",
         "Total size of the underlying database physically allocated in bytes.",
@@ -159,11 +160,35 @@ fn storage(page: &mut Page, service: &Service) {
         "The number of currently open read transactions.",
         stats.readers,
     );
-    page.gauge(
-        "varve_db_pinned_bytes",
-        "Bytes that wait for the oldest reader to be let go.",
-        stats.pinned_bytes,
-    );
+    for (name, help, value) in [
+        (
+            "varve_store_readers",
+            "States of the store that readers hold, each counted as often as it is held.",
+            stats.readers,
+        ),
+        (
+            "varve_store_oldest_reader_states",
+            "How many states the oldest one that is held is behind the newest.",
+            stats.oldest_reader_states,
+        ),
+        (
+            "varve_store_pinned_bytes",
+            "Bytes that wait for readers to be free.",
+            stats.pinned_bytes,
+        ),
+        (
+            "varve_store_checkpoint_pending_bytes",
+            "Bytes that wait for a checkpoint to be free.",
+            stats.checkpoint_bytes,
+        ),
+        (
+            "varve_store_vacuum_in_progress",
+            "1 while free space is given back to the file system, 0 otherwise.",
+            u64::from(backend.vacuums()),
+        ),
+    ] {
+        page.gauge(name, help, value);
+    }
     page.metric(
         "varve_disk_info",
         "gauge",

@@ -273,7 +273,7 @@ impl Backend for Fjall {
             file_bytes,
             used_bytes,
             readers: self.held.get(),
-            pinned_bytes: 0,
+            ..Stats::default()
         }
     }
 

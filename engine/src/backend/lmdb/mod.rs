@@ -241,6 +241,7 @@ impl Backend for Lmdb {
             readers: self.held.get(),
             // What the file grew by while the checkpoint's state was pinned.
             pinned_bytes: published.last_page.saturating_sub(durable.last_page) * store.page_bytes,
+            ..Stats::default()
         }
     }
 

@@ -55,7 +55,10 @@ fn a_pinned_state_is_whole_and_never_older_than_the_oldest() {
         }
         done.store(true, Ordering::Relaxed);
     });
-    assert_eq!(readers.count(), 0);
+    assert_eq!((readers.count(), readers.oldest_age()), (0, 0));
+    let pin = readers.pin();
+    assert_eq!(readers.oldest_age(), 0);
+    drop(pin);
     assert_eq!(publisher.held(), [29_999]);
     assert_eq!(publisher.newest(), state(29_999));
 }
