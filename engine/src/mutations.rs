@@ -12,8 +12,6 @@ pub enum Mutation {
     VoteNotPersisted,
     /// A restart forgets the term: it goes on with that of the last entry.
     TermForgotten,
-    /// Entries of an older term are committed by counting members that have them.
-    OlderTermCommitted,
     /// A follower acknowledges entries before they are durable.
     EarlyAppendResponse,
     /// A leader answers linearizable reads without asking the others.
@@ -32,11 +30,10 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them, with the names that command lines use.
-    pub const ALL: [(&'static str, Self); 11] = [
+    pub const ALL: [(&'static str, Self); 10] = [
         ("ack-before-sync", Self::AckBeforeSync),
         ("vote-not-persisted", Self::VoteNotPersisted),
         ("term-forgotten", Self::TermForgotten),
-        ("older-term-committed", Self::OlderTermCommitted),
         ("early-append-response", Self::EarlyAppendResponse),
         ("stale-read", Self::StaleRead),
         ("lost-watch-event", Self::LostWatchEvent),

@@ -486,11 +486,6 @@ impl Replica {
         loop {
             self.send_queued();
             self.decide_changes(out);
-            if is_on(Mutation::OlderTermCommitted) && self.is_leader() {
-                let counted = self.raw.raft.prs().clone().maximal_committed_index().0;
-                let last = self.raw.raft.raft_log.last_index();
-                self.raw.raft.raft_log.commit_to(counted.min(last));
-            }
             if !self.raw.has_ready() {
                 break;
             }
