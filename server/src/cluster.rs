@@ -28,8 +28,8 @@ impl Service {
         }
         let is_serializable_range =
             opcode == opcode::RANGE && body.first().is_some_and(|bits| bits & 1 != 0);
-        (self.node.is_learner() && !is_serializable_range)
-            .then(|| ApiError::NotSupportedForLearner.into())
+        let is_local_read = is_serializable_range || opcode == opcode::SPACE;
+        (self.node.is_learner() && !is_local_read).then(|| ApiError::NotSupportedForLearner.into())
     }
 
     /// Starts what a request asks for; the answer comes to the inbox. Whether it is

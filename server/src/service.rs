@@ -1,11 +1,15 @@
 //! What all connections of a node share.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use varve_engine::mvcc::{Limits, MvccError, View};
-use varve_protocol::{HashKvRequest, HashKvResponse, HelloResponse, StatusResponse, WireError};
+use varve_engine::mvcc::{Limits, MvccError, SpaceQuery, View};
+use varve_protocol::{
+    HashKvRequest, HashKvResponse, HelloResponse, SpaceLine, SpaceRequest, SpaceResponse,
+    StatusResponse, WireError,
+};
 use varve_raft::NodeHandle;
 use varve_types::{ApiError, ResponseHeader};
 
@@ -15,6 +19,9 @@ use crate::watch::Hub;
 
 /// The version that the node says it has.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Most lines in one answer to a request for space: a few milliseconds.
+const MAX_SPACE_LINES: usize = 256;
 
 /// What connections may ask for.
 #[derive(Debug, Clone, Copy)]
@@ -125,6 +132,35 @@ pub fn hash_kv(view: &View, request: &HashKvRequest) -> Result<HashKvResponse, W
         },
         compact_revision: view.compacted(),
     })
+}
+
+/// Answer to a request for the space that keys take.
+pub fn space(view: &View, request: &SpaceRequest<'_>) -> Result<SpaceResponse, MvccError> {
+    let query = SpaceQuery {
+        prefix: request.prefix,
+        separator: request.separator,
+        depth: request.depth as usize,
+        after: request.after,
+    };
+    let limit = match request.limit as usize {
+        0 => MAX_SPACE_LINES,
+        limit => limit.min(MAX_SPACE_LINES),
+    };
+    let mut reply = SpaceResponse::default();
+    view.space(&query, &mut |line| {
+        if reply.lines.len() == limit {
+            reply.more = true;
+            return ControlFlow::Break(());
+        }
+        reply.lines.push(SpaceLine {
+            name: line.name,
+            is_directory: line.is_directory,
+            keys: line.sums.keys,
+            bytes: line.sums.bytes,
+        });
+        ControlFlow::Continue(())
+    })?;
+    Ok(reply)
 }
 
 /// An error of the store as a client sees it. What is the store's own fault is logged too.

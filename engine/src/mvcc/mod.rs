@@ -37,6 +37,7 @@ mod record;
 mod reply;
 mod snapshot;
 mod sort;
+mod space;
 mod state;
 mod store;
 mod txn;
@@ -59,6 +60,7 @@ pub use options::{
 pub use range::RangeCursor;
 pub use reply::reply_bytes;
 pub use snapshot::{SnapshotInfo, SnapshotPosition, SnapshotSink, SnapshotSource};
+pub use space::{SpaceLine, SpaceQuery};
 pub use store::{CommandResponse, Published, Reader, Reply, Store, WriteTxn};
 pub use validate::{MAX_KEY_BYTES, validate, validate_range, validate_read_txn};
 pub use view::{LiveSums, View};

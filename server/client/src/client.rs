@@ -9,7 +9,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 use varve_protocol::{
     Empty, ErrorCode, HashKvRequest, HashKvResponse, HelloRequest, HelloResponse, MemberAddRequest,
     MemberAddResponse, MemberIdRequest, MemberListRequest, MemberListResponse, MemberUpdateRequest,
-    Reply, Request, StatusResponse, WatchProgressRequest, WatchRequest,
+    Reply, Request, SpaceRequest, SpaceResponse, StatusResponse, WatchProgressRequest,
+    WatchRequest,
 };
 use varve_types::{
     ApiError, CompactionRequest, DeleteRangeRequest, DeleteRangeResponse, KeyValue, PutRequest,
@@ -222,6 +223,15 @@ impl Client {
     /// The state of one node.
     pub async fn status(&self, endpoint: &str) -> Result<Answer<StatusResponse>, ClientError> {
         self.call_at(endpoint, &Request::Status(Empty)).await
+    }
+
+    /// How many keys and bytes lie under a prefix, by path component, as the node that answers has
+    /// it. Where there are more lines than one answer has, ask for those behind the last.
+    pub async fn space(
+        &self,
+        request: &SpaceRequest<'_>,
+    ) -> Result<Answer<SpaceResponse>, ClientError> {
+        self.call(&Request::Space(*request), Repeat::Freely).await
     }
 
     /// Has one node give its free space back to the file system; answered once that is done. Reads

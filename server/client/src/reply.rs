@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use varve_protocol::{
     Empty, HashKvResponse, HelloResponse, MemberAddResponse, MemberListResponse, Reply,
-    StatusResponse, decode_reply,
+    SpaceResponse, StatusResponse, decode_reply,
 };
 use varve_types::{DecodeError, DeleteRangeResponse, PutResponse, RangeResponse, TxnResponse};
 
@@ -26,6 +26,7 @@ impl Joined for StatusResponse {}
 impl Joined for HashKvResponse {}
 impl Joined for MemberListResponse {}
 impl Joined for MemberAddResponse {}
+impl Joined for SpaceResponse {}
 
 impl Joined for RangeResponse {
     /// Each frame is a range response of its own; `more`, `count` and the header are the last's.

@@ -10,8 +10,8 @@ use crate::peer::{self, MessagesWriter, PeerFrame, PeerHello, Refusal, SnapshotB
 use crate::{
     Decoder, Empty, Flags, FrameError, HEADER_SIZE, HashKvResponse, HelloResponse, MAGIC, Member,
     MemberAddRequest, MemberAddResponse, MemberListResponse, MemberUpdateRequest, Request,
-    StatusResponse, Step, VERSION, WatchRequest, WatchResponse, WireError, decode_reply,
-    encode_error, encode_frame, encode_reply, encode_watch, finish_frame, opcode,
+    SpaceResponse, StatusResponse, Step, VERSION, WatchRequest, WatchResponse, WireError,
+    decode_reply, encode_error, encode_frame, encode_reply, encode_watch, finish_frame, opcode,
 };
 
 /// Longest body that the run accepts, in bytes.
@@ -142,6 +142,7 @@ pub fn decode_body(opcode: u8, body: &[u8]) {
         HashKvResponse,
         MemberListResponse,
         MemberAddResponse,
+        SpaceResponse,
         WatchResponse,
     );
 }

@@ -23,8 +23,8 @@ pub use frame::{
 pub use message::{
     Empty, HashKvRequest, HashKvResponse, HelloRequest, HelloResponse, Member, MemberAddRequest,
     MemberAddResponse, MemberIdRequest, MemberListRequest, MemberListResponse, MemberUpdateRequest,
-    Reply, Request, StatusResponse, WatchCancelRequest, WatchCreditRequest, WatchProgressRequest,
-    WatchRequest, WatchResponse, decode_reply,
+    Reply, Request, SpaceLine, SpaceRequest, SpaceResponse, StatusResponse, WatchCancelRequest,
+    WatchCreditRequest, WatchProgressRequest, WatchRequest, WatchResponse, decode_reply,
 };
 pub use reply::{
     EventsWriter, RangeWriter, encode_connection_error, encode_error, encode_get_reply,

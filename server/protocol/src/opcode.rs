@@ -17,6 +17,8 @@ pub const STATUS: u8 = 18;
 pub const HASH_KV: u8 = 19;
 /// The members of the cluster.
 pub const MEMBER_LIST: u8 = 20;
+/// Keys and bytes by path component, as the member that answers has them.
+pub const SPACE: u8 = 21;
 /// Opens a watch; its events come as replies to it.
 pub const WATCH: u8 = 32;
 /// Ends a watch.

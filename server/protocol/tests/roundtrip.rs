@@ -8,10 +8,10 @@ use varve_protocol::peer::{
 use varve_protocol::{
     Decoder, ErrorCode, EventsWriter, Flags, HashKvRequest, HashKvResponse, HelloRequest,
     HelloResponse, Member, MemberAddRequest, MemberAddResponse, MemberIdRequest, MemberListRequest,
-    MemberListResponse, MemberUpdateRequest, OwnedFrame, RangeWriter, Reply, Request,
-    StatusResponse, Step, WatchCancelRequest, WatchCreditRequest, WatchProgressRequest,
-    WatchRequest, WatchResponse, WireError, decode_reply, encode_error, encode_frame,
-    encode_get_reply, encode_put_reply, encode_reply, encode_watch, opcode,
+    MemberListResponse, MemberUpdateRequest, OwnedFrame, RangeWriter, Reply, Request, SpaceLine,
+    SpaceRequest, SpaceResponse, StatusResponse, Step, WatchCancelRequest, WatchCreditRequest,
+    WatchProgressRequest, WatchRequest, WatchResponse, WireError, decode_reply, encode_error,
+    encode_frame, encode_get_reply, encode_put_reply, encode_reply, encode_watch, opcode,
 };
 use varve_types::{
     CompactionRequest, Compare, CompareResult, CompareTarget, DeleteRangeRequest,
@@ -223,6 +223,13 @@ proptest! {
             Request::Defragment(varve_protocol::Empty),
             Request::HashKv(HashKvRequest { revision: numbers[0] }),
             Request::MemberList(MemberListRequest { linearizable: bits[0] }),
+            Request::Space(SpaceRequest {
+                prefix: &key,
+                separator: &range_end,
+                depth: credit,
+                limit: !credit,
+                after: bits[0].then_some((&key[..], bits[1])),
+            }),
             Request::MemberAdd(MemberAddRequest {
                 peer_urls: vec![name.clone(), String::new()], is_learner: bits[0],
             }),
@@ -273,6 +280,13 @@ proptest! {
         let member = members.first().cloned().unwrap_or_default();
         reply_survives(&MemberAddResponse { member, members: members.clone() });
         reply_survives(&MemberListResponse { members });
+        let line = SpaceLine {
+            name: names.to_vec(),
+            is_directory: succeeded,
+            keys: number as u64,
+            bytes: hash as u64,
+        };
+        reply_survives(&SpaceResponse { lines: vec![line; 2], more: succeeded });
         reply_survives(&varve_protocol::Empty);
     }
 

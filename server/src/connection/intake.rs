@@ -195,6 +195,7 @@ impl Connection {
             Request::MemberList(list) => {
                 batch.push_read(header, Kind::Other, body, !list.linearizable);
             }
+            Request::Space(_) => batch.push_read(header, Kind::Other, body, true),
             _ => self.answer_at_once(header, request, batch)?,
         }
         Ok(())

@@ -15,7 +15,7 @@ use super::budget::Budget;
 use super::inbox::{Inbox, MaintainedSink, Reads, Writes};
 use super::ranges::{self, PausedRange};
 use crate::metrics::add;
-use crate::service::{Service, wire_error};
+use crate::service::{Service, space, wire_error};
 
 /// Reads of one batch, answered one after the other.
 pub(super) struct Work {
@@ -128,6 +128,16 @@ fn answer_read(
         Ok(Request::MemberList(_)) => {
             encode_reply(out, opcode::MEMBER_LIST, id, &header, &service.members());
             Ok(())
+        }
+        Ok(Request::Space(request)) => {
+            // Engines without sums go over the keys.
+            match tokio::task::block_in_place(|| space(view, &request)) {
+                Ok(reply) => {
+                    encode_reply(out, opcode, id, &header, &reply);
+                    Ok(())
+                }
+                Err(error) => Err(wire_error(&error, view)),
+            }
         }
         Ok(_) => Err(WireError::internal("a request changed while it waited")),
         Err(error) => {

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod node;
+mod space;
 mod watch;
 
 pub use cluster::{MemberAddRequest, MemberAddResponse, MemberIdRequest, MemberUpdateRequest};
@@ -9,6 +10,7 @@ pub use node::{
     HashKvRequest, HashKvResponse, HelloRequest, HelloResponse, Member, MemberListRequest,
     MemberListResponse, StatusResponse,
 };
+pub use space::{SpaceLine, SpaceRequest, SpaceResponse};
 pub use watch::{
     WatchCancelRequest, WatchCreditRequest, WatchProgressRequest, WatchRequest, WatchResponse,
 };
@@ -89,6 +91,8 @@ requests! {
     HashKv(HashKvRequest) = opcode::HASH_KV;
     /// The members.
     MemberList(MemberListRequest) = opcode::MEMBER_LIST;
+    /// Keys and bytes by path component.
+    Space(SpaceRequest<'a>) = opcode::SPACE;
     /// Add a member.
     MemberAdd(MemberAddRequest) = opcode::MEMBER_ADD;
     /// Remove a member.
@@ -120,6 +124,10 @@ impl<'a> Request<'a> {
             Self::DeleteRange(delete) => delete.key.len() + delete.range_end.len(),
             Self::Txn(txn) => txn_bytes(txn),
             Self::Watch(watch) => watch.key.len() + watch.range_end.len(),
+            Self::Space(space) => {
+                let after = space.after.map_or(0, |(name, _)| name.len());
+                space.prefix.len() + space.separator.len() + after
+            }
             Self::Hello(hello) => hello.client.len(),
             Self::MemberAdd(add) => add.peer_urls.iter().map(String::len).sum(),
             Self::MemberUpdate(update) => update.peer_urls.iter().map(String::len).sum(),
@@ -190,6 +198,7 @@ replies!(
     HashKvResponse,
     MemberListResponse,
     MemberAddResponse,
+    SpaceResponse,
     WatchResponse,
 );
 

@@ -73,6 +73,9 @@ pub(crate) enum Command {
     Endpoint(EndpointArgs),
     /// Gives the free space of the endpoints' members back, while they serve
     Defrag(DefragArgs),
+    /// Prints how many keys, and how many bytes of keys and their records, are under a prefix,
+    /// by path component
+    Space(SpaceArgs),
     /// Membership related commands
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Member(MemberArgs),
@@ -283,6 +286,20 @@ switches! {
         #[arg(hide = true)]
         pub(crate) args: Vec<OsString>,
     }
+}
+
+/// Arguments of `space`.
+#[derive(Debug, Args)]
+pub(crate) struct SpaceArgs {
+    /// How many path components deep
+    #[arg(long, default_value = "1", value_parser = parse_int, allow_hyphen_values = true)]
+    pub(crate) depth: i64,
+    /// What ends a path component
+    #[arg(long, default_value = "/")]
+    pub(crate) separator: OsString,
+    /// What the keys begin with; '' for all keys
+    #[arg(value_name = "PREFIX")]
+    pub(crate) args: Vec<OsString>,
 }
 
 /// Arguments of `member`.

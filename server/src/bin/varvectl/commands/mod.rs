@@ -8,6 +8,7 @@ pub(crate) mod get;
 mod member;
 mod move_leader;
 pub(crate) mod put;
+mod space;
 mod txn;
 mod version;
 mod watch;
@@ -33,6 +34,7 @@ pub(crate) async fn run(command: Command, settings: Settings) -> Result<(), Fail
         Command::Watch(args) => watch::run(args, &settings).await,
         Command::Endpoint(args) => endpoint::run(&args, &settings).await,
         Command::Defrag(args) => defrag::run(&args, &settings).await,
+        Command::Space(args) => space::run(&args, &settings).await,
         Command::Member(args) => member::run(&args, &settings).await,
         Command::MoveLeader(args) => move_leader::run(&args, &settings).await,
         Command::Version => version::run(),

@@ -7,7 +7,7 @@ use serde::ser::{Serialize, Serializer};
 use serde_json::ser::Formatter;
 use varve_client::Answer;
 use varve_protocol::{
-    HashKvResponse, Member, MemberAddResponse, MemberListResponse, StatusResponse,
+    HashKvResponse, Member, MemberAddResponse, MemberListResponse, SpaceLine, StatusResponse,
 };
 use varve_types::{
     DeleteRangeResponse, Event, EventKind, KeyValue, PutResponse, RangeResponse, ResponseHeader,
@@ -442,6 +442,34 @@ pub(super) fn hash_kv(list: &[At<HashKvResponse>]) -> Vec<u8> {
         },
     });
     line(&list.collect::<Vec<_>>())
+}
+
+#[derive(serde::Serialize)]
+struct SpaceEntry<'a> {
+    name: Base64<'a>,
+    #[serde(skip_serializing_if = "is_empty")]
+    is_directory: bool,
+    keys: u64,
+    bytes: u64,
+}
+
+#[derive(serde::Serialize)]
+struct Space<'a> {
+    header: Header,
+    lines: Vec<SpaceEntry<'a>>,
+}
+
+pub(super) fn space(header: &ResponseHeader, lines: &[SpaceLine]) -> Vec<u8> {
+    let lines = lines.iter().map(|line| SpaceEntry {
+        name: Base64(&line.name),
+        is_directory: line.is_directory,
+        keys: line.keys,
+        bytes: line.bytes,
+    });
+    line(&Space {
+        header: header.into(),
+        lines: lines.collect(),
+    })
 }
 
 /// Bytes, in standard base64 with padding.

@@ -8,7 +8,9 @@ mod simple;
 mod table;
 
 use varve_client::Answer;
-use varve_protocol::{HashKvResponse, MemberAddResponse, MemberListResponse, StatusResponse};
+use varve_protocol::{
+    HashKvResponse, MemberAddResponse, MemberListResponse, SpaceLine, StatusResponse,
+};
 use varve_types::{
     DeleteRangeResponse, Event, PutResponse, RangeResponse, ResponseHeader, TxnResponse,
 };
@@ -207,6 +209,30 @@ impl Printer {
             Format::Json => json::status(list),
             Format::Fields => fields::status(list),
             Format::Table => table::status(list).render(),
+        }
+    }
+
+    /// Whether the format can show what keys take.
+    pub(crate) fn check_space(&self) -> Result<(), Failure> {
+        match self.format {
+            Format::Fields => Err(Failure::new(
+                EXIT_BAD_FEATURE,
+                "fields not supported as output format",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether lines can be printed as they come.
+    pub(crate) fn is_simple(&self) -> bool {
+        matches!(self.format, Format::Simple { .. })
+    }
+
+    pub(crate) fn space(&self, header: &ResponseHeader, lines: &[SpaceLine]) -> Vec<u8> {
+        match self.format {
+            Format::Json => json::space(header, lines),
+            Format::Table => table::space(lines, self.hex).render(),
+            _ => self.simple(false).space(lines),
         }
     }
 

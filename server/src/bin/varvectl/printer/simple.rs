@@ -1,7 +1,7 @@
 //! The simple format: bare keys and values, one per line.
 
 use varve_client::Answer;
-use varve_protocol::MemberAddResponse;
+use varve_protocol::{MemberAddResponse, SpaceLine};
 use varve_types::{
     DeleteRangeResponse, EventKind, KeyValue, PutResponse, RangeResponse, ResponseHeader,
     ResponseOp, TxnResponse,
@@ -74,6 +74,17 @@ impl Simple {
                 ResponseOp::DeleteRange(reply) => self.delete(reply),
                 ResponseOp::Txn(reply) => self.txn(reply),
             });
+        }
+        out
+    }
+
+    /// The name may be any bytes, so the figures come behind it.
+    pub(super) fn space(&self, lines: &[SpaceLine]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for line in lines {
+            self.bytes(&line.name, &mut out);
+            out.pop();
+            out.extend(format!(", {}, {}\n", line.keys, line.bytes).into_bytes());
         }
         out
     }

@@ -1,6 +1,6 @@
 //! The table format, and the rows that the simple format shares with it.
 
-use varve_protocol::{HashKvResponse, MemberListResponse, StatusResponse};
+use varve_protocol::{HashKvResponse, MemberListResponse, SpaceLine, StatusResponse};
 
 use super::{At, Health};
 use crate::go_format::size;
@@ -96,6 +96,20 @@ pub(super) fn hash_kv(list: &[At<HashKvResponse>]) -> Table {
         .map(|At { endpoint, answer }| vec![endpoint.clone(), answer.body.hash32().to_string()]);
     Table {
         headings: &["ENDPOINT", "HASH"],
+        rows: rows.collect(),
+    }
+}
+
+pub(super) fn space(lines: &[SpaceLine], hex: bool) -> Table {
+    let rows = lines.iter().map(|line| {
+        let name = match hex {
+            true => line.name.iter().map(|b| format!("\\x{b:02x}")).collect(),
+            false => String::from_utf8_lossy(&line.name).into_owned(),
+        };
+        vec![name, line.keys.to_string(), line.bytes.to_string()]
+    });
+    Table {
+        headings: &["NAME", "KEYS", "BYTES"],
         rows: rows.collect(),
     }
 }
