@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 use varve_engine::backend::BackendError;
 use varve_engine::disk::DiskError;
-use varve_engine::mvcc::MvccError;
+use varve_engine::mvcc::{MvccError, SnapshotFileError};
 use varve_engine::wal::WalError;
 use varve_types::DecodeError;
 
@@ -33,6 +33,9 @@ pub enum RaftError {
     /// A snapshot stream that cannot be taken in.
     #[error("snapshot: {0}")]
     Snapshot(String),
+    /// A snapshot file cannot be read.
+    #[error("snapshot: {0}")]
+    SnapshotFile(#[from] SnapshotFileError),
     /// The data directory belongs to another member or cluster.
     #[error(
         "{}: this data directory belongs to member {found_member:x} of cluster {found_cluster:x}, \

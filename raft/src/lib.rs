@@ -30,6 +30,7 @@ mod record;
 mod removal;
 mod replay;
 mod replica;
+mod restore;
 mod shared;
 #[cfg(feature = "simulation")]
 #[doc(hidden)]
@@ -57,6 +58,7 @@ pub use membership::{Member, Membership};
 pub use metrics::{BUCKET_BOUNDS_US, Histogram, Metrics};
 pub use node::{Node, NodeHandle, SnapshotReceiver, Watchers};
 pub use proposals::MAX_PROPOSAL_BYTES;
+pub use restore::{Restored, restore};
 pub use sink::{
     ChangeSink, Completion, DefragmentSink, Proposal, ReadSink, RemovalSink, ReplySink,
 };

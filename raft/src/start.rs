@@ -7,9 +7,10 @@
 //! | begins with the bootstrap | empty | the crash came within the bootstrap, or the engine keeps nothing: members are written, the log is applied from its start |
 //! | there | behind the log's beginning | refused |
 //! | there | within the log | goes on; committed entries after it are applied |
+//! | begins with a restore | within the log | as above: see [`crate::restore`] |
 //! | there | ahead of the log, or of another term | refused: the log has lost entries |
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use raft::eraftpb::HardState;
@@ -62,13 +63,9 @@ pub(crate) fn open(config: &Config, wal_config: WalConfig) -> Result<Started, Ra
     let identity = owner.identity;
 
     let mut replay = Replay::new(config.log_cache_bytes);
-    let wal_dir = match &config.wal_dir {
-        Some(dir) => dir.clone(),
-        None => config.data_dir.join("wal"),
-    };
     let (mut wal, recovered) = Wal::open(
         disk.clone(),
-        &wal_dir,
+        &wal_dir(config),
         wal_config,
         identity,
         &mut |lsn, kind, payload| {
@@ -126,6 +123,14 @@ pub(crate) fn open(config: &Config, wal_config: WalConfig) -> Result<Started, Ra
         files,
         next_store,
     })
+}
+
+/// Where the log is.
+pub(crate) fn wal_dir(config: &Config) -> PathBuf {
+    match &config.wal_dir {
+        Some(dir) => dir.clone(),
+        None => config.data_dir.join("wal"),
+    }
 }
 
 /// What to do about the directory of a removed member: etcd's words.
@@ -214,6 +219,16 @@ fn identify(config: &Config, bootstrap: &Membership) -> Result<(Owner, Doubt), R
     };
     write_member_file(&*config.disk, &config.data_dir, &owner)?;
     Ok((owner, None))
+}
+
+/// Says whose a data directory is that has everything else already.
+pub(crate) fn claim(disk: &dyn Disk, data_dir: &Path, identity: Identity) -> Result<(), RaftError> {
+    let owner = Owner {
+        identity,
+        joined: None,
+        is_removed: false,
+    };
+    write_member_file(disk, data_dir, &owner)
 }
 
 /// Notes in the data directory that its member has been removed, so that it does not
@@ -330,21 +345,27 @@ fn begin_log(
         reset: true,
         membership: members.clone(),
     };
-    let hard_state = HardState {
-        term: first,
-        commit: first,
-        ..HardState::default()
-    };
-    let mut group = Group::new();
-    record::push_marker(&mut group, &marker)?;
-    record::push_hard_state(&mut group, &hard_state)?;
-    wal.commit(&mut group)?;
+    let hard_state = write_first_marker(wal, &marker)?;
     let log = RaftLog::new((first, first), config.log_cache_bytes, wal.reader());
     Ok(Replayed {
         log,
         hard_state,
         marker,
     })
+}
+
+/// Begins a log with `marker`, and with a hard state that goes with it.
+pub(crate) fn write_first_marker(wal: &mut Wal, marker: &Marker) -> Result<HardState, RaftError> {
+    let hard_state = HardState {
+        term: marker.term,
+        commit: marker.index,
+        ..HardState::default()
+    };
+    let mut group = Group::new();
+    record::push_marker(&mut group, marker)?;
+    record::push_hard_state(&mut group, &hard_state)?;
+    wal.commit(&mut group)?;
+    Ok(hard_state)
 }
 
 fn open_store(files: &StoreFiles, replayed: &Replayed) -> Result<Store, RaftError> {

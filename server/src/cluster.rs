@@ -28,7 +28,8 @@ impl Service {
         }
         let is_serializable_range =
             opcode == opcode::RANGE && body.first().is_some_and(|bits| bits & 1 != 0);
-        let is_local_read = is_serializable_range || opcode == opcode::SPACE;
+        let is_snapshot = matches!(opcode, opcode::SNAPSHOT | opcode::SNAPSHOT_CREDIT);
+        let is_local_read = is_serializable_range || is_snapshot || opcode == opcode::SPACE;
         (self.node.is_learner() && !is_local_read).then(|| ApiError::NotSupportedForLearner.into())
     }
 

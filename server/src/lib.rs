@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod node;
 pub mod peer;
 pub mod rate_limit;
+pub mod restore;
 pub mod service;
 pub mod storage;
 pub mod systemd;

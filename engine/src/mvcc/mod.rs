@@ -36,6 +36,8 @@ mod range;
 mod record;
 mod reply;
 mod snapshot;
+mod snapshot_check;
+mod snapshot_file;
 mod sort;
 mod space;
 mod state;
@@ -60,6 +62,8 @@ pub use options::{
 pub use range::RangeCursor;
 pub use reply::reply_bytes;
 pub use snapshot::{SnapshotInfo, SnapshotPosition, SnapshotSink, SnapshotSource};
+pub use snapshot_check::{EntryVisitor, SnapshotCheck};
+pub use snapshot_file::{SnapshotFileError, SnapshotFileReader, SnapshotFileWriter};
 pub use space::{SpaceLine, SpaceQuery};
 pub use store::{CommandResponse, Published, Reader, Reply, Store, WriteTxn};
 pub use validate::{MAX_KEY_BYTES, validate, validate_range, validate_read_txn};

@@ -13,25 +13,23 @@ use std::sync::Arc;
 use varve_types::Reader;
 
 use super::error::{MvccError, Result};
-use super::hash::record_hash;
-use super::history::decode;
-use super::keys::{LOADING, STATE};
-use super::state::State;
+use super::keys::LOADING;
+use super::snapshot_check::SnapshotCheck;
 use super::view::View;
 use super::{DEAD, LATEST, LOG, META, varint};
 use crate::backend::{Applied, Backend, Batch, Direction, TreeId};
 use crate::mutations::{Mutation, is_on};
 
-const ORDER: [TreeId; 4] = [LATEST, DEAD, LOG, META];
+pub(super) const ORDER: [TreeId; 4] = [LATEST, DEAD, LOG, META];
 const FORMAT: u8 = 1;
-const CRC_BYTES: usize = 4;
+pub(super) const CRC_BYTES: usize = 4;
 
-const KIND_INFO: u8 = 0;
-const KIND_ENTRIES: u8 = 1;
-const KIND_END: u8 = 2;
+pub(super) const KIND_INFO: u8 = 0;
+pub(super) const KIND_ENTRIES: u8 = 1;
+pub(super) const KIND_END: u8 = 2;
 
 /// What a snapshot is of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SnapshotInfo {
     /// The log entry up to which it applies.
     pub applied: Applied,
@@ -53,7 +51,7 @@ impl SnapshotInfo {
         out.extend_from_slice(&self.hash.to_le_bytes());
     }
 
-    fn decode(body: &[u8]) -> Result<Self> {
+    pub(super) fn decode(body: &[u8]) -> Result<Self> {
         let mut reader = Reader::new(body);
         let mut read = || {
             let format = reader.u8("format")?;
@@ -83,7 +81,7 @@ impl SnapshotInfo {
     }
 }
 
-fn refused(what: impl Into<String>) -> MvccError {
+pub(super) fn refused(what: impl Into<String>) -> MvccError {
     MvccError::Snapshot(what.into())
 }
 
@@ -126,6 +124,11 @@ impl SnapshotSource {
             compacted: self.view.compacted(),
             hash: self.view.hash(),
         }
+    }
+
+    /// Whether the last chunk has been given.
+    pub fn is_done(&self) -> bool {
+        self.done
     }
 
     /// The next chunk of about `max_bytes` (one entry may be larger), or `None` at the end.
@@ -204,7 +207,7 @@ impl SnapshotSource {
 const END_OF_ENTRIES: u8 = u8::MAX;
 
 /// Place of a tree in the stream; past the last one for what is none of them.
-fn place(tree: u8) -> usize {
+pub(super) fn place(tree: u8) -> usize {
     ORDER
         .iter()
         .position(|known| known.0 == tree)
@@ -214,11 +217,7 @@ fn place(tree: u8) -> usize {
 /// Loads chunks into an empty backend.
 pub struct SnapshotSink {
     backend: Arc<dyn Backend>,
-    position: SnapshotPosition,
-    info: Option<SnapshotInfo>,
-    counts: [u64; ORDER.len()],
-    hash: u128,
-    complete: bool,
+    check: SnapshotCheck,
 }
 
 impl SnapshotSink {
@@ -235,135 +234,44 @@ impl SnapshotSink {
         }
         Ok(Self {
             backend,
-            position: SnapshotPosition::default(),
-            info: None,
-            counts: [0; ORDER.len()],
-            hash: 0,
-            complete: false,
+            check: SnapshotCheck::default(),
         })
     }
 
     /// What is being loaded, known after the first chunk.
     pub fn info(&self) -> Option<SnapshotInfo> {
-        self.info
+        self.check.info()
     }
 
     /// Loads the next chunk. A damaged or misplaced chunk is refused and changes
     /// nothing, so that it can be sent again.
     pub fn push(&mut self, chunk: &[u8]) -> Result<()> {
-        let (crc, rest) = chunk
-            .split_first_chunk::<CRC_BYTES>()
-            .ok_or_else(|| refused("a chunk without a header"))?;
-        if crc32c::crc32c(rest) != u32::from_le_bytes(*crc) {
-            return Err(refused(format!(
-                "chunk {} is damaged (checksum); send it again",
-                self.position.chunks
-            )));
-        }
-        let (number, rest) = rest
-            .split_first_chunk::<8>()
-            .ok_or_else(|| refused("a chunk without a header"))?;
-        let number = u64::from_le_bytes(*number);
-        if number != self.position.chunks || self.complete {
-            return Err(refused(format!(
-                "chunk {number} where {} was due",
-                self.position.chunks
-            )));
-        }
-        match rest {
-            [KIND_INFO, body @ ..] if number == 0 => self.begin(body)?,
-            [KIND_ENTRIES, body @ ..] if number > 0 => self.load(body)?,
-            [KIND_END, body @ ..] if number > 0 => self.end(body)?,
-            _ => return Err(refused(format!("chunk {number} is of an unknown kind"))),
-        }
-        self.position.chunks += 1;
-        Ok(())
-    }
-
-    fn begin(&mut self, body: &[u8]) -> Result<()> {
-        let info = SnapshotInfo::decode(body)?;
+        let mut check = self.check.clone();
         let mut batch = self.backend.begin()?;
-        batch.put(META, LOADING, &[])?;
-        batch.publish(Applied::default())?;
-        self.info = Some(info);
-        Ok(())
-    }
-
-    fn load(&mut self, body: &[u8]) -> Result<()> {
-        let mut counts = self.counts;
-        let mut hash = self.hash;
-        let mut after = self
-            .position
-            .after
-            .as_ref()
-            .map(|(tree, key)| (*tree, &key[..]));
-        let mut batch = self.backend.begin()?;
-        let mut input = body;
-        while !input.is_empty() {
-            let (tree, key, value) = take_entry(&mut input)
-                .ok_or_else(|| refused("an entry is cut off; send the chunk again"))?;
-            let number = place(tree);
-            let count = counts
-                .get_mut(number)
-                .ok_or_else(|| refused(format!("an entry of tree {tree}, which is none")))?;
-            let ordered =
-                after.is_none_or(|(former, before)| (place(former), before) < (number, key));
-            if !ordered {
-                return Err(refused("entries are out of order"));
-            }
-            *count += 1;
-            if ORDER[number] == LATEST {
-                hash = hash.wrapping_add(record_hash(key, &decode(LATEST, key, value)?));
-            }
-            batch.put(ORDER[number], key, value)?;
-            after = Some((tree, key));
+        if check.position.chunks == 0 {
+            batch.put(META, LOADING, &[])?;
         }
-        let after = after.map(|(tree, key)| (tree, key.to_vec()));
-        batch.publish(Applied::default())?;
-        self.position.after = after;
-        self.counts = counts;
-        self.hash = hash;
-        Ok(())
-    }
-
-    fn end(&mut self, body: &[u8]) -> Result<()> {
-        let expected: Vec<u8> = self
-            .counts
-            .iter()
-            .flat_map(|count| count.to_le_bytes())
-            .collect();
-        if body != expected {
-            return Err(refused(format!(
-                "holds other numbers of entries than were loaded ({:?}); load it again",
-                self.counts
-            )));
+        check.accept(chunk, &mut |tree, key, value| {
+            Ok(batch.put(tree, key, value)?)
+        })?;
+        if !check.is_complete {
+            batch.publish(Applied::default())?;
         }
-        self.complete = true;
+        self.check = check;
         Ok(())
     }
 
     /// Where to go on after a broken transfer.
     pub fn position(&self) -> SnapshotPosition {
-        self.position.clone()
+        self.check.position.clone()
     }
 
     /// Verifies counts and hash and publishes the loaded state. Fails if chunks
     /// are missing; what was loaded is then no store and has to be removed.
     pub fn finish(self) -> Result<SnapshotInfo> {
-        let (Some(info), true) = (self.info, self.complete) else {
-            return Err(refused(format!(
-                "ended after {} chunks, before its last one; load it again",
-                self.position.chunks
-            )));
-        };
-        if self.hash != info.hash {
-            return Err(refused(format!(
-                "hash {:032x} of what was loaded is not the {:032x} of the source",
-                self.hash, info.hash
-            )));
-        }
+        let info = self.check.finish()?;
         let mut batch = self.backend.begin()?;
-        for (tree, count) in ORDER.into_iter().zip(self.counts) {
+        for (tree, count) in ORDER.into_iter().zip(self.check.counts) {
             let own = u64::from(tree == META);
             let sums = batch.sums(tree, (Bound::Unbounded, Bound::Unbounded))?;
             if sums.entries != count + own {
@@ -374,16 +282,6 @@ impl SnapshotSink {
             }
         }
         batch.delete(META, LOADING)?;
-        let state = match batch.get(META, STATE)? {
-            Some(bytes) => State::decode(&bytes)
-                .ok_or_else(|| MvccError::damaged(META, STATE, "not a state of format 1"))?,
-            None => State::default(),
-        };
-        if (state.revision, state.compacted, state.hash)
-            != (info.revision, info.compacted, info.hash)
-        {
-            return Err(refused("the loaded state is not what the first chunk said"));
-        }
         if is_on(Mutation::SnapshotMissesKey) {
             lose_a_key(&mut *batch)?;
         }
@@ -405,13 +303,4 @@ fn lose_a_key(batch: &mut dyn Batch) -> Result<()> {
         batch.delete(LATEST, &key)?;
     }
     Ok(())
-}
-
-fn take_entry<'a>(input: &mut &'a [u8]) -> Option<(u8, &'a [u8], &'a [u8])> {
-    let tree = *varint::take_bytes(input, 1)?.first()?;
-    let key_length = usize::try_from(varint::take(input)?).ok()?;
-    let value_length = usize::try_from(varint::take(input)?).ok()?;
-    let key = varint::take_bytes(input, key_length)?;
-    let value = varint::take_bytes(input, value_length)?;
-    Some((tree, key, value))
 }

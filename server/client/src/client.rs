@@ -19,7 +19,7 @@ use varve_types::{
 
 use crate::connection::{CallError, Connection};
 use crate::reply::{Joined, decode_single};
-use crate::{ClientConfig, ClientError, Endpoint, Watch};
+use crate::{ClientConfig, ClientError, Endpoint, Snapshot, Watch};
 
 /// Pause before the endpoints are tried again from the first.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
@@ -252,6 +252,13 @@ impl Client {
     ) -> Result<Answer<HashKvResponse>, ClientError> {
         let request = Request::HashKv(HashKvRequest { revision });
         self.call_at(endpoint, &request).await
+    }
+
+    /// A snapshot of one node's store, at one revision.
+    pub async fn snapshot(&self, endpoint: &str) -> Result<Snapshot, ClientError> {
+        let config = &self.inner.config;
+        let connection = dial(&Endpoint::parse(endpoint)?, config).await?;
+        Snapshot::open(connection, endpoint, config).await
     }
 
     /// Who one node is, and which version it runs.

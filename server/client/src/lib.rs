@@ -10,10 +10,12 @@ mod connection;
 mod error;
 mod raw;
 mod reply;
+mod snapshot;
 mod watch;
 
 pub use client::{Answer, Client};
 pub use config::{ClientConfig, Endpoint};
 pub use error::{ClientError, ConnectionError};
 pub use raw::RawConnection;
+pub use snapshot::Snapshot;
 pub use watch::{Watch, WatchUpdate};

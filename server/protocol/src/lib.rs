@@ -23,10 +23,11 @@ pub use frame::{
 pub use message::{
     Empty, HashKvRequest, HashKvResponse, HelloRequest, HelloResponse, Member, MemberAddRequest,
     MemberAddResponse, MemberIdRequest, MemberListRequest, MemberListResponse, MemberUpdateRequest,
-    Reply, Request, SpaceLine, SpaceRequest, SpaceResponse, StatusResponse, WatchCancelRequest,
-    WatchCreditRequest, WatchProgressRequest, WatchRequest, WatchResponse, decode_reply,
+    Reply, Request, SnapshotCreditRequest, SnapshotRequest, SpaceLine, SpaceRequest, SpaceResponse,
+    StatusResponse, WatchCancelRequest, WatchCreditRequest, WatchProgressRequest, WatchRequest,
+    WatchResponse, decode_reply,
 };
 pub use reply::{
     EventsWriter, RangeWriter, encode_connection_error, encode_error, encode_get_reply,
-    encode_put_reply, encode_reply, encode_watch,
+    encode_put_reply, encode_reply, encode_snapshot_part, encode_watch,
 };

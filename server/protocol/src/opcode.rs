@@ -41,8 +41,12 @@ pub const MOVE_LEADER: u8 = 68;
 
 /// Gives the free space of the member that answers back to the file system.
 pub const DEFRAGMENT: u8 = 70;
+/// Asks for a snapshot of the member that answers; its chunks come as replies to it.
+pub const SNAPSHOT: u8 = 71;
+/// Lets a snapshot send more.
+pub const SNAPSHOT_CREDIT: u8 = 72;
 
-// 48-63 leases, 69 and 71-79 alarms and snapshots of a member, 80-95 users and roles, 96-111 locks and elections: kept free.
+// 48-63 leases, 69 and 73-79 alarms of a member, 80-95 users and roles, 96-111 locks and elections: kept free.
 
 /// First number of the peer port.
 pub const PEER_FIRST: u8 = 128;

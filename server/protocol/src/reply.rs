@@ -75,6 +75,27 @@ pub fn encode_get_reply(
     writer.finish(i64::from(found.is_some()), false);
 }
 
+/// Appends a chunk of a snapshot, with [`Flags::END`] if it is the last one.
+pub fn encode_snapshot_part(
+    out: &mut Vec<u8>,
+    request_id: u64,
+    header: &ResponseHeader,
+    chunk: &[u8],
+    is_last: bool,
+) {
+    let end = if is_last { Flags::END } else { Flags::NONE };
+    encode_frame(
+        out,
+        opcode::SNAPSHOT,
+        Flags::REPLY.with(end),
+        request_id,
+        |out| {
+            header.encode(out);
+            out.extend_from_slice(chunk);
+        },
+    );
+}
+
 /// Writes the reply to a range, one key at a time, cutting it into frames.
 ///
 /// Every frame but the last has [`Flags::MORE`] and is a range response of its

@@ -239,6 +239,10 @@ proptest! {
             }),
             Request::MemberPromote(MemberIdRequest { id: numbers[0] as u64 }),
             Request::MoveLeader(MemberIdRequest { id: numbers[0] as u64 }),
+            Request::Snapshot(varve_protocol::SnapshotRequest { credit }),
+            Request::SnapshotCredit(varve_protocol::SnapshotCreditRequest {
+                snapshot: numbers[0] as u64, bytes: credit,
+            }),
             Request::Watch(WatchRequest {
                 key: &key,
                 range_end: &range_end,

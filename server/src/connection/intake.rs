@@ -15,6 +15,7 @@ use varve_types::{ApiError, Command};
 
 use super::Connection;
 use super::inbox::{MaintainedSink, Reads, ViewSink, WriteSink, Writes};
+use super::snapshot::SnapshotOut;
 use super::work::Work;
 use crate::metrics::{Kind, Kinds, add};
 use crate::service::hash_kv;
@@ -245,6 +246,23 @@ impl Connection {
                 let sink = MaintainedSink::new(inbox, id, header.opcode, reply_header);
                 self.service.node.defragment(sink);
                 self.in_flight += 1;
+            }
+            Request::Snapshot(_) if self.snapshot.is_some() => {
+                return Err(WireError::new(
+                    ErrorCode::TooManyInFlight,
+                    "one snapshot at a time on a connection",
+                ));
+            }
+            Request::Snapshot(snapshot) => {
+                let view = self.service.node.view();
+                let reply_header = self.service.header(view.revision(), self.service.term());
+                let sending = SnapshotOut::new(id, reply_header, view, snapshot.credit);
+                self.snapshot = Some(sending);
+            }
+            Request::SnapshotCredit(credit) => {
+                if let Some(snapshot) = &mut self.snapshot {
+                    snapshot.add_credit(credit.snapshot, credit.bytes);
+                }
             }
             _ if self.service.change(id, request, &self.inbox)? => self.in_flight += 1,
             _ => {

@@ -14,6 +14,7 @@ mod budget;
 mod inbox;
 mod intake;
 mod ranges;
+mod snapshot;
 mod work;
 
 use std::collections::VecDeque;
@@ -41,6 +42,7 @@ use inbox::Delivery;
 pub(crate) use inbox::{ChangeDone, Mail};
 use intake::{Batch, Spares};
 use ranges::PausedRange;
+use snapshot::SnapshotOut;
 use work::Work;
 
 /// Requests that may be in flight on one connection.
@@ -89,6 +91,8 @@ pub struct Connection {
     /// Reads left no time for a range in the last poll.
     ranges_waited: bool,
     watches: Option<WatchSet>,
+    /// One at a time: its view keeps old pages.
+    snapshot: Option<SnapshotOut>,
     notice: Option<Pin<Box<Sleep>>>,
     in_flight: usize,
     in_flight_bytes: usize,
@@ -125,6 +129,7 @@ impl Connection {
             ranges: VecDeque::new(),
             ranges_waited: false,
             watches: None,
+            snapshot: None,
             notice: None,
             in_flight: 0,
             in_flight_bytes: 0,
@@ -151,6 +156,12 @@ impl Connection {
             let mut progress = self.take_mail(context);
             self.fill_output(&mut budget);
             progress |= self.poll_notice(context);
+            if let Some(snapshot) = &mut self.snapshot
+                && snapshot.poll_overdue(context, &mut self.out)
+            {
+                self.snapshot = None;
+                progress = true;
+            }
             match self.poll_write(context) {
                 Poll::Ready(result) => progress |= result?,
                 Poll::Pending => {}
@@ -186,6 +197,7 @@ impl Connection {
     fn is_done(&self) -> bool {
         let written = self.sent == self.out.len();
         let answered = self.in_flight == 0 && self.work.is_empty() && self.ranges.is_empty();
+        let answered = answered && self.snapshot.is_none();
         written && (self.failed || (self.ended && answered))
     }
 
@@ -277,6 +289,15 @@ impl Connection {
         self.ranges_waited = !self.ranges.is_empty() && budget.is_spent();
         while self.has_room() && !budget.is_spent() && !self.ranges.is_empty() {
             self.resume_range(budget);
+        }
+        while self.has_room()
+            && !budget.is_spent()
+            && let Some(snapshot) = self.snapshot.as_mut().filter(|it| it.may_send())
+        {
+            if snapshot.send(&mut self.out) {
+                self.snapshot = None;
+            }
+            budget.charge(Budget::SCAN);
         }
         let room = self.sent + OUT_ROOM;
         if let Some(watches) = &mut self.watches {

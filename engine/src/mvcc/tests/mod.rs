@@ -8,6 +8,7 @@ mod model;
 mod random;
 mod replies;
 mod rules;
+mod snapshot_files;
 mod snapshots;
 mod steps;
 mod txn_rules;

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod node;
+mod snapshot;
 mod space;
 mod watch;
 
@@ -10,6 +11,7 @@ pub use node::{
     HashKvRequest, HashKvResponse, HelloRequest, HelloResponse, Member, MemberListRequest,
     MemberListResponse, StatusResponse,
 };
+pub use snapshot::{SnapshotCreditRequest, SnapshotRequest};
 pub use space::{SpaceLine, SpaceRequest, SpaceResponse};
 pub use watch::{
     WatchCancelRequest, WatchCreditRequest, WatchProgressRequest, WatchRequest, WatchResponse,
@@ -105,6 +107,10 @@ requests! {
     MoveLeader(MemberIdRequest) = opcode::MOVE_LEADER;
     /// Give the member's free space back.
     Defragment(Empty) = opcode::DEFRAGMENT;
+    /// A snapshot of the member.
+    Snapshot(SnapshotRequest) = opcode::SNAPSHOT;
+    /// Let a snapshot send more.
+    SnapshotCredit(SnapshotCreditRequest) = opcode::SNAPSHOT_CREDIT;
     /// Open a watch.
     Watch(WatchRequest<'a>) = opcode::WATCH;
     /// End a watch.

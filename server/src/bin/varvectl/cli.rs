@@ -81,6 +81,9 @@ pub(crate) enum Command {
     Member(MemberArgs),
     /// Transfers leadership to another node in the cluster
     MoveLeader(MoveLeaderArgs),
+    /// Manages node snapshots
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Snapshot(SnapshotArgs),
     /// Prints the version of varvectl
     Version,
 }
@@ -373,6 +376,61 @@ pub(crate) struct MemberListArgs {
     pub(crate) consistency: String,
     #[arg(hide = true)]
     pub(crate) args: Vec<OsString>,
+}
+
+/// Arguments of `snapshot`.
+#[derive(Debug, Args)]
+pub(crate) struct SnapshotArgs {
+    #[command(subcommand)]
+    pub(crate) command: SnapshotCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Stores a snapshot of one node to a given file
+    Save(SnapshotFileArgs),
+    /// Gets status of a given snapshot file
+    Status(SnapshotFileArgs),
+    /// Restores a snapshot to a new data directory
+    Restore(SnapshotRestoreArgs),
+}
+
+/// Arguments of `snapshot save` and `snapshot status`.
+#[derive(Debug, Args)]
+pub(crate) struct SnapshotFileArgs {
+    /// The file
+    #[arg(value_name = "FILENAME")]
+    pub(crate) args: Vec<OsString>,
+}
+
+switches! {
+    /// Arguments of `snapshot restore`.
+    SnapshotRestoreArgs {
+        /// For scripts made for etcdctl; no effect, as every snapshot of varve has its checksums
+        skip_hash_check,
+    } {
+        /// Human-readable name for this member
+        #[arg(long, default_value = "default")]
+        pub(crate) name: String,
+        /// Initial cluster configuration for restore bootstrap
+        #[arg(long, default_value = "default=http://localhost:2380")]
+        pub(crate) initial_cluster: String,
+        /// Initial cluster token for the cluster during restore bootstrap
+        #[arg(long, default_value = "etcd-cluster")]
+        pub(crate) initial_cluster_token: String,
+        /// List of this member's peer URLs to advertise to the rest of the cluster
+        #[arg(long, default_value = "http://localhost:2380")]
+        pub(crate) initial_advertise_peer_urls: String,
+        /// Path to the data directory [default: NAME.varve]
+        #[arg(long)]
+        pub(crate) data_dir: Option<OsString>,
+        /// Storage engine of the new data directory
+        #[arg(long)]
+        pub(crate) engine: Option<String>,
+        /// The file
+        #[arg(value_name = "FILENAME")]
+        pub(crate) args: Vec<OsString>,
+    }
 }
 
 /// Arguments that etcdctl takes and pays no attention to.

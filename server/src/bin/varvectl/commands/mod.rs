@@ -8,6 +8,7 @@ pub(crate) mod get;
 mod member;
 mod move_leader;
 pub(crate) mod put;
+mod snapshot;
 mod space;
 mod txn;
 mod version;
@@ -37,6 +38,7 @@ pub(crate) async fn run(command: Command, settings: Settings) -> Result<(), Fail
         Command::Space(args) => space::run(&args, &settings).await,
         Command::Member(args) => member::run(&args, &settings).await,
         Command::MoveLeader(args) => move_leader::run(&args, &settings).await,
+        Command::Snapshot(args) => snapshot::run(&args, &settings).await,
         Command::Version => version::run(),
     }
 }

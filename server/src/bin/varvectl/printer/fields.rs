@@ -9,7 +9,7 @@ use varve_types::{
     ResponseOp, TxnResponse,
 };
 
-use super::{At, Health, WatchNews};
+use super::{At, Health, SnapshotStatus, WatchNews};
 use crate::go_format::quote;
 
 #[derive(Default)]
@@ -178,6 +178,15 @@ pub(super) fn status(list: &[At<StatusResponse>]) -> Vec<u8> {
         lines.text("Endpoint", endpoint.as_bytes());
         lines.blank();
     }
+    lines.done()
+}
+
+pub(super) fn snapshot_status(status: &SnapshotStatus) -> Vec<u8> {
+    let mut lines = Lines::default();
+    lines.field("Hash", status.hash);
+    lines.field("Revision", status.revision);
+    lines.field("Keys", status.total_keys);
+    lines.field("Size", status.total_size);
     lines.done()
 }
 

@@ -520,7 +520,7 @@ impl Formatter for GoFormatter {
     }
 }
 
-fn line(value: &impl Serialize) -> Vec<u8> {
+pub(super) fn line(value: &impl Serialize) -> Vec<u8> {
     let mut out = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, GoFormatter);
     // Writing these messages to memory has no way to fail.

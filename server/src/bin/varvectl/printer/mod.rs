@@ -35,6 +35,17 @@ pub(crate) struct Health {
     pub(crate) error: String,
 }
 
+/// What a snapshot file holds; the names are those of etcdctl's JSON.
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SnapshotStatus {
+    pub(crate) hash: u32,
+    pub(crate) revision: i64,
+    #[serde(rename = "totalKey")]
+    pub(crate) total_keys: u64,
+    pub(crate) total_size: u64,
+}
+
 /// An answer of one endpoint.
 #[derive(Debug, Clone)]
 pub(crate) struct At<T> {
@@ -242,6 +253,15 @@ impl Printer {
             Format::Json => json::hash_kv(list),
             Format::Fields => fields::hash_kv(list),
             Format::Table => table::hash_kv(list).render(),
+        }
+    }
+
+    pub(crate) fn snapshot_status(&self, status: &SnapshotStatus) -> Vec<u8> {
+        match self.format {
+            Format::Simple { .. } => simple::rows(&table::snapshot_status(status)),
+            Format::Json => json::line(status),
+            Format::Fields => fields::snapshot_status(status),
+            Format::Table => table::snapshot_status(status).render(),
         }
     }
 }

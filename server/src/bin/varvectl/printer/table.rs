@@ -2,7 +2,7 @@
 
 use varve_protocol::{HashKvResponse, MemberListResponse, SpaceLine, StatusResponse};
 
-use super::{At, Health};
+use super::{At, Health, SnapshotStatus};
 use crate::go_format::size;
 
 /// Cells are wrapped at this width, between words.
@@ -111,6 +111,18 @@ pub(super) fn space(lines: &[SpaceLine], hex: bool) -> Table {
     Table {
         headings: &["NAME", "KEYS", "BYTES"],
         rows: rows.collect(),
+    }
+}
+
+pub(super) fn snapshot_status(status: &SnapshotStatus) -> Table {
+    Table {
+        headings: &["HASH", "REVISION", "TOTAL KEYS", "TOTAL SIZE"],
+        rows: vec![vec![
+            format!("{:x}", status.hash),
+            status.revision.to_string(),
+            status.total_keys.to_string(),
+            size(status.total_size),
+        ]],
     }
 }
 
