@@ -90,15 +90,23 @@ impl Work {
     /// Disposes of what was released: to the spares or away.
     fn dispose(&mut self) -> Result<()> {
         while let Some((number, path)) = self.doomed.front() {
-            if self.spares.len() < self.config.spare_segments {
-                let spare = spare_path(&self.dir, *number);
-                self.disk.rename(path, &spare)?;
+            let spare = spare_path(&self.dir, *number);
+            let is_kept = self.spares.len() < self.config.spare_segments;
+            // An attempt whose sync failed has renamed it already.
+            let is_renamed = !self.disk.exists(path)?;
+            match (is_kept, is_renamed) {
+                (true, false) => self.disk.rename(path, &spare)?,
+                (true, true) => {}
+                (false, false) => self.disk.remove(path)?,
+                (false, true) => self.disk.remove(&spare)?,
+            }
+            self.disk.sync_dir(&self.dir)?;
+            // Only now: what is used again loses its header, and must not come back
+            // under its old name.
+            if is_kept {
                 self.spares.insert(0, spare);
-            } else {
-                self.disk.remove(path)?;
             }
             self.doomed.pop_front();
-            self.disk.sync_dir(&self.dir)?;
         }
         Ok(())
     }

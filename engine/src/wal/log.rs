@@ -73,6 +73,8 @@ impl Wal {
         visit: &mut Visit<'_>,
     ) -> Result<(Self, Recovered)> {
         disk.create_dir(dir)?;
+        // Names of spare segments count only once they are durable.
+        disk.sync_dir(dir)?;
         let found = recovery::recover(&*disk, dir, identity, visit)?;
         let stats = Arc::new(WalStats::default());
         let mut work = Work {
