@@ -21,6 +21,7 @@ mod faults;
 mod history;
 mod host;
 mod invariants;
+mod load;
 mod network;
 mod node;
 mod operator;
@@ -28,6 +29,7 @@ mod plan;
 mod single_key;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod watchers;
 mod world;
 

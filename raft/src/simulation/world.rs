@@ -5,17 +5,16 @@ use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use raft::eraftpb::MessageType;
 use varve_engine::disk::sim::Rng;
 
 use super::agenda::{Agenda, Micros, SECOND};
-use super::clients::{self, Mailbox};
+use super::clients::Mailbox;
 use super::faults::Repair;
-use super::history::{Action, Ledger, Operation, Outcome};
+use super::history::{Ledger, Operation, Outcome};
 use super::host::{Condition, Host};
 use super::invariants::{Invariants, hash_of};
 use super::network::{Letter, Network};
-use super::node::{Applied, Progress, Stream};
+use super::node::{Applied, Stream};
 use super::operator::Outcomes;
 use super::plan::{Plan, Profile};
 use super::watchers::Watcher;
@@ -23,10 +22,6 @@ use crate::error::RaftError;
 use crate::initial_cluster::InitialCluster;
 use crate::io::{Input, Output};
 use crate::log::Fetch;
-use crate::wire;
-
-/// After this a client thinks that its request is lost.
-const PATIENCE_US: Micros = 10 * SECOND;
 
 /// What happens. The second number of a pair is the life of the member that it is of.
 #[derive(Debug)]
@@ -78,8 +73,8 @@ pub(super) struct World {
     pub(super) gone: BTreeSet<u64>,
     pub(super) next_member: i64,
     pub(super) network: Network,
-    streams: BTreeMap<u64, Stream>,
-    next_stream: u64,
+    pub(super) streams: BTreeMap<u64, Stream>,
+    pub(super) next_stream: u64,
     pub(super) clients: Vec<Client>,
     pub(super) client_of: Vec<usize>,
     pub(super) operations: Vec<Operation>,
@@ -93,7 +88,7 @@ pub(super) struct World {
     /// Whether clients begin nothing new.
     pub(super) is_closing: bool,
     pub(super) steps: u64,
-    digest: DefaultHasher,
+    pub(super) digest: DefaultHasher,
     verbose: bool,
 }
 
@@ -181,7 +176,7 @@ impl World {
         panic!("{what}")
     }
 
-    fn demand(&self, outcome: Result<(), String>) {
+    pub(super) fn demand(&self, outcome: Result<(), String>) {
         if let Err(what) = outcome {
             self.violation(&what);
         }
@@ -225,7 +220,7 @@ impl World {
         self.deliver_mail();
     }
 
-    fn is_alive(&self, id: u64, life: u64) -> bool {
+    pub(super) fn is_alive(&self, id: u64, life: u64) -> bool {
         self.hosts
             .get(&id)
             .is_some_and(|host| host.lives == life && host.node.is_some())
@@ -454,62 +449,6 @@ impl World {
         }
     }
 
-    fn send(&mut self, id: u64, life: u64, to: u64, bytes: bytes::Bytes) {
-        let Some(receiver) = self.hosts.get(&to) else {
-            return;
-        };
-        let now = self.agenda.now();
-        let (link, lives) = ((id, to), (life, receiver.lives));
-        let mut may_repeat = true;
-        if let Ok(message) = wire::decode(&bytes) {
-            let checked = self.invariants.sent(id, &message);
-            self.demand(checked);
-            // Transports bring a message once: a proposal would be done twice.
-            may_repeat = message.get_msg_type() != MessageType::MsgPropose;
-        }
-        let letters = self.network.send(
-            &self.plan,
-            &mut self.rng,
-            now,
-            link,
-            lives,
-            bytes,
-            may_repeat,
-        );
-        if letters.is_empty() && self.network.is_cut(link) && self.rng.chance(5) {
-            self.input(id, Input::Unreachable(to));
-        }
-        for (at, letter) in letters {
-            self.agenda.at(at, Event::Arrival(letter));
-        }
-    }
-
-    fn arrival(&mut self, letter: Letter) {
-        let (from, to) = letter.link;
-        let are_same = self.is_alive(to, letter.lives.1)
-            && self
-                .hosts
-                .get(&from)
-                .is_none_or(|h| h.lives == letter.lives.0);
-        if !are_same || !self.network.arrives(&letter) {
-            return;
-        }
-        let knows_removal = self.hosts[&to]
-            .node
-            .as_ref()
-            .is_some_and(|node| node.replica.membership.is_removed(from));
-        match knows_removal {
-            true => self.input(from, Input::Removed),
-            false => self.input(
-                to,
-                Input::Peer {
-                    from,
-                    bytes: letter.bytes,
-                },
-            ),
-        }
-    }
-
     fn sync_end(&mut self, id: u64, life: u64) {
         let stuck = self.hosts[&id].disk_stuck_until;
         if stuck > self.agenda.now() {
@@ -597,72 +536,6 @@ impl World {
         }
     }
 
-    fn send_snapshot(&mut self, id: u64, to: u64, message: raft::eraftpb::Message) {
-        let from = self.hosts.get(&id).and_then(|host| host.node.as_ref());
-        let receiver = self.hosts.get(&to).and_then(|host| host.node.as_ref());
-        let stream = from
-            .zip(receiver)
-            .and_then(|(from, to)| Some(Stream::new(from, to, from.stream(message).ok()?)));
-        match stream {
-            Some(stream) => {
-                self.next_stream += 1;
-                self.streams.insert(self.next_stream, stream);
-                let delay = self.around(self.plan.latency_us);
-                self.agenda.after(delay, Event::Stream(self.next_stream));
-            }
-            None => {
-                let delivered = false;
-                self.input(id, Input::SnapshotSent { to, delivered });
-            }
-        }
-    }
-
-    fn stream(&mut self, number: u64) {
-        let Some(stream) = self.streams.get(&number) else {
-            return;
-        };
-        let (from, to) = (stream.from, stream.to);
-        let is_whole = self.is_alive(from, stream.from_life) && self.is_alive(to, stream.to_life);
-        let is_lost = self.network.is_cut((from, to)) || self.rng.chance(3);
-        let progress = match self.streams.get_mut(&number) {
-            Some(stream) if is_whole && !is_lost => stream.advance(),
-            _ => Progress::Broken,
-        };
-        if let Progress::UnderWay = progress {
-            let delay = self.around(4 * self.plan.latency_us);
-            return self.agenda.after(delay, Event::Stream(number));
-        }
-        let Some(stream) = self.streams.remove(&number) else {
-            return;
-        };
-        let delivered = matches!(progress, Progress::Arrived(_));
-        if self.is_alive(from, stream.from_life) {
-            self.input(from, Input::SnapshotSent { to, delivered });
-        }
-        if let Progress::Arrived(loaded) = progress {
-            self.input(to, Input::SnapshotLoaded(loaded));
-        }
-    }
-
-    /// Breaks the snapshots on their way to or from a member whose process ends.
-    pub(super) fn break_streams(&mut self, id: u64) {
-        let broken: Vec<u64> = self
-            .streams
-            .iter()
-            .filter(|(_, stream)| stream.from == id || stream.to == id)
-            .map(|(number, _)| *number)
-            .collect();
-        for number in broken {
-            let Some(stream) = self.streams.remove(&number) else {
-                continue;
-            };
-            if stream.to == id && self.is_alive(stream.from, stream.from_life) {
-                let delivered = false;
-                self.input(stream.from, Input::SnapshotSent { to: id, delivered });
-            }
-        }
-    }
-
     /// A member that has been removed and leads no more ends.
     fn end_if_removed(&mut self, id: u64) {
         let status = self
@@ -697,152 +570,6 @@ impl World {
         match among.len() {
             0 => None,
             count => Some(among[self.rng.below(count as u64) as usize]),
-        }
-    }
-
-    /// Answers that members gave go on their way to clients.
-    fn deliver_mail(&mut self) {
-        for (operation, outcome) in clients::take_mail(&self.mailbox) {
-            let delay = self.around(self.plan.latency_us);
-            let outcome = Box::new(outcome);
-            self.agenda
-                .after(delay, Event::Response(operation, outcome));
-        }
-    }
-
-    fn client(&mut self, client: usize) {
-        if self.is_closing || self.clients[client].waits_for.is_some() {
-            return;
-        }
-        let running = self.running();
-        let Some(member) = self.pick(&running) else {
-            let delay = self.around(100_000);
-            return self.agenda.after(delay, Event::Client(client));
-        };
-        let action = self.choose_action();
-        let operation = self.operations.len();
-        self.operations.push(Operation {
-            action,
-            invoked: self.steps,
-            returned: None,
-            outcome: Outcome::Unknown,
-        });
-        self.client_of.push(client);
-        self.clients[client].waits_for = Some((operation, member));
-        let life = self.hosts[&member].lives;
-        let delay = self.around(self.plan.latency_us);
-        let event = Event::Request {
-            operation,
-            member,
-            life,
-        };
-        self.agenda.after(delay, event);
-        self.agenda.after(PATIENCE_US, Event::GiveUp(operation));
-    }
-
-    fn request(&mut self, number: usize, member: u64, life: u64) {
-        if !self.is_alive(member, life) {
-            let refused = Outcome::NotDone(varve_types::ApiError::Stopped);
-            return self.response(number, refused);
-        }
-        let operation = &self.operations[number];
-        if clients::is_serializable(&operation.action)
-            && let Some(node) = &self.hosts[&member].node
-        {
-            let outcome = clients::read(&node.view(), &operation.action);
-            return self.response(number, outcome);
-        }
-        let input = clients::request(number, operation, &self.mailbox);
-        self.input(member, input);
-    }
-
-    fn response(&mut self, number: usize, outcome: Outcome) {
-        let client = self.client_of[number];
-        let Some((_, member)) = self.clients[client]
-            .waits_for
-            .filter(|(waits, _)| *waits == number)
-        else {
-            return; // the client has given it up
-        };
-        if let Outcome::Failed(what) = &outcome {
-            let is_excused = self.hosts.get(&member).is_none_or(|host| host.is_rotten);
-            if !is_excused {
-                self.violation(&format!("operation {number}: {what}"));
-            }
-        }
-        self.trace(|_| format!("operation {number}: {outcome:?}"));
-        self.digest.write(format!("{outcome:?}").as_bytes());
-        self.clients[client].waits_for = None;
-        let is_done = !matches!(outcome, Outcome::Unknown | Outcome::NotDone(_));
-        if self.is_healing && is_done && clients::is_write(&self.operations[number].action) {
-            self.clients[client].done_since_heal += 1;
-        }
-        self.operations[number].outcome = outcome;
-        self.operations[number].returned = Some(self.steps);
-        let delay = self.around(self.plan.think_us);
-        self.agenda.after(delay, Event::Client(client));
-    }
-
-    fn choose_action(&mut self) -> Action {
-        let keys = self.plan.keys;
-        let number = self.operations.len() as u64;
-        let key = |rng: &mut Rng| format!("k{:02}", rng.below(keys)).into_bytes();
-        let value = |rng: &mut Rng| {
-            let mut value = number.to_be_bytes().to_vec();
-            let long = if rng.below(40) == 0 { 6_000 } else { 60 };
-            value.resize(8 + rng.below(long) as usize, number as u8);
-            value
-        };
-        let last = self.ledger.last();
-        let rng = &mut self.rng;
-        let serializable = rng.chance(40);
-        match rng.below(100) {
-            0..=34 => Action::Put {
-                key: key(rng),
-                value: value(rng),
-            },
-            35..=42 => Action::Delete { key: key(rng) },
-            43..=57 => {
-                let first = key(rng);
-                let condition = self.choose_condition(&first);
-                let mut all = vec![first];
-                if self.rng.chance(30) {
-                    let second = key(&mut self.rng);
-                    if second != all[0] {
-                        all.push(second);
-                    }
-                }
-                Action::Txn {
-                    condition,
-                    keys: all,
-                    value: value(&mut self.rng),
-                }
-            }
-            58..=83 => Action::Get {
-                key: key(rng),
-                serializable,
-                revision: 0,
-            },
-            84..=88 => Action::Get {
-                key: key(rng),
-                serializable,
-                revision: 1 + rng.below(last as u64 + 1) as i64,
-            },
-            89..=97 => Action::Range { serializable },
-            _ => Action::Compact {
-                revision: (last - rng.below(20) as i64).max(1),
-            },
-        }
-    }
-
-    fn choose_condition(&mut self, key: &[u8]) -> super::history::Condition {
-        use super::history::Condition;
-        let version = self.ledger.at(key, self.ledger.last()).cloned();
-        match (self.rng.below(4), version) {
-            (0, _) => Condition::Exists,
-            (1, _) => Condition::Absent,
-            (2, Some(version)) => Condition::Value(version.value),
-            (_, version) => Condition::Modified(version.map_or(0, |v| v.modified)),
         }
     }
 

@@ -8,7 +8,7 @@
 //! - the socket is not read while too much is in flight or waits to be sent, so
 //!   that a client which does not read its answers slows down itself alone;
 //! - output in memory is bounded by `OUT_ROOM` plus one piece of an answer;
-//! - a poll ends once its [`Budget`] is spent, and keeps no view beyond its end.
+//! - a poll ends once its `Budget` is spent, and keeps no view beyond its end.
 
 mod budget;
 mod inbox;
