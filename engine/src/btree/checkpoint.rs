@@ -34,7 +34,8 @@ pub(super) fn checkpoint(shared: &Shared) -> Result<Applied> {
         (pin, space.live(), space.take_unsealed())
     };
     let state = *pin.state();
-    // Pinned first, announced second: see `space.rs`.
+    // From here on a deletion of a range need not look at leaves that are older:
+    // see `Pages::is_checkpointed`.
     shared.set_begun(state.number);
 
     let pager = shared.pager();

@@ -6,7 +6,9 @@
 use super::leaf::OverflowRef;
 use super::page::{Kind, Page};
 use super::pager::{BatchToken, Pager, View, run_pages};
+use super::path::Step;
 use super::space::{Extent, Freed, Leftovers};
+use super::state::Root;
 use super::store::Shared;
 use crate::backend::{BackendError, Result};
 
@@ -111,6 +113,25 @@ impl<'b> Pages<'b> {
         self.pager().copy(&mut self.token, number, copy);
         self.let_go(Extent::one(number), birth);
         Ok(copy)
+    }
+
+    /// Makes the pages of a path, from the root of a tree down, the batch's own.
+    pub(super) fn make_path_writable(&mut self, root: &mut Root, steps: &mut [Step]) -> Result<()> {
+        let mut parent: Option<Step> = None;
+        for step in steps {
+            let page = self.writable(step.page)?;
+            if page != step.page {
+                match parent {
+                    Some(parent) => self
+                        .page_mut(parent.page)
+                        .set_child_page(parent.index, page),
+                    None => root.page = page,
+                }
+                step.page = page;
+            }
+            parent = Some(*step);
+        }
+        Ok(())
     }
 
     /// The page itself if this batch made it, or else a new one in its place;

@@ -138,9 +138,9 @@ impl Pass {
             number = page.child_page(index);
         }
         if steps.iter().any(|step| step.page >= self.cut) {
-            let path = make_writable(pages, root, &mut steps)?;
+            pages.make_path_writable(root, &mut steps)?;
             budget.pages = budget.pages.saturating_sub(steps.len() as u64);
-            if path.iter().any(|page| *page >= self.cut) {
+            if steps.iter().any(|step| step.page >= self.cut) {
                 return Ok(Visited::NoRoom);
             }
         }
@@ -154,7 +154,7 @@ impl Pass {
             }
             let moved = self.move_leaf(pages, child.page, child.has_overflow, budget)?;
             if moved.number != child.page {
-                make_writable(pages, root, &mut steps)?;
+                pages.make_path_writable(root, &mut steps)?;
                 branch = steps[steps.len() - 1].page;
                 pages.page_mut(branch).set_child_page(index, moved.number);
             }
@@ -203,23 +203,4 @@ impl Pass {
 struct Moved {
     number: u64,
     is_before_cut: bool,
-}
-
-/// Makes the pages from the root down to the last of `steps` the batch's own.
-fn make_writable(pages: &mut Pages<'_>, root: &mut Root, steps: &mut [Step]) -> Result<Vec<u64>> {
-    let mut parent: Option<Step> = None;
-    for step in steps.iter_mut() {
-        let page = pages.writable(step.page)?;
-        if page != step.page {
-            match parent {
-                Some(parent) => pages
-                    .page_mut(parent.page)
-                    .set_child_page(parent.index, page),
-                None => root.page = page,
-            }
-            step.page = page;
-        }
-        parent = Some(*step);
-    }
-    Ok(steps.iter().map(|step| step.page).collect())
 }

@@ -113,23 +113,8 @@ impl Writer<'_, '_> {
         if self.pages.page(leaf)?.birth() == self.pages.birth() {
             return Ok(());
         }
-        let mut parent: Option<Step> = None;
-        for step in self.place.path.steps_mut() {
-            let page = self.pages.writable(step.page)?;
-            if page != step.page {
-                match parent {
-                    Some(parent) => {
-                        self.pages
-                            .page_mut(parent.page)
-                            .set_child_page(parent.index, page);
-                    }
-                    None => self.root.page = page,
-                }
-                step.page = page;
-            }
-            parent = Some(*step);
-        }
-        Ok(())
+        self.pages
+            .make_path_writable(self.root, self.place.path.steps_mut())
     }
 
     /// Writes over the old value, if there is one of the same length in the leaf.

@@ -18,8 +18,6 @@ use super::validate::check_shape;
 use super::view::View;
 use super::write::{Scratch, Writer};
 use super::{LATEST, META};
-#[allow(unused_imports)] // named by the documentation
-use crate::backend::Batch;
 use crate::backend::{Applied, Backend};
 
 /// Answer to a command.
@@ -158,7 +156,7 @@ impl WriteTxn<'_> {
         self.writer.state.revision
     }
 
-    /// Says that commands on these keys come next: see [`Batch::prefetch`].
+    /// Says that commands on these keys come next: see [`crate::backend::Batch::prefetch`].
     pub fn prefetch(&self, keys: &[&[u8]]) {
         self.writer.batch.prefetch(LATEST, keys);
     }
