@@ -8,14 +8,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
-use varve_engine::backend::{Applied, VacuumExtent};
+use varve_engine::backend::{Applied, Upkeep, VacuumExtent};
 use varve_engine::mutations::{Mutation, is_on};
-use varve_engine::mvcc::{
-    BatchOptions, CommandResponse, CompactBudget, LiveEvents, Reply, Store, View, WriteTxn,
-};
+use varve_engine::mvcc::{BatchOptions, CommandResponse, LiveEvents, Reply, Store, View, WriteTxn};
 use varve_engine::wal::WalReader;
 use varve_types::{ApiError, Command, Commands};
 
@@ -40,9 +38,6 @@ const PREFETCH_COMMANDS: usize = 16;
 /// those of one entry are bounded when it is packed.
 const BATCH_REPLY_BYTES: usize = varve_types::MAX_REPLY_BYTES / 2;
 
-/// How often it is asked whether a vacuum pays.
-const VACUUM_LOOK_INTERVAL: Duration = Duration::from_secs(1);
-
 /// Owns the store and applies to it.
 pub(crate) struct Applier {
     store: Store,
@@ -52,8 +47,7 @@ pub(crate) struct Applier {
     options: BatchOptions,
     metrics: Arc<Metrics>,
     applied: Applied,
-    /// When it was last asked whether a vacuum pays; nothing before the first step.
-    last_look: Option<Instant>,
+    upkeep: Upkeep,
     /// Answers to hand out once the batch is published.
     answers: Vec<Answer>,
 }
@@ -104,7 +98,7 @@ impl Applier {
             options,
             metrics,
             applied,
-            last_look: None,
+            upkeep: Upkeep::default(),
             answers: Vec::new(),
         }
     }
@@ -276,28 +270,7 @@ impl Applier {
     /// then gives space back; whether there is more to do. `idle` says that no
     /// command came for a while.
     pub(crate) fn maintain(&mut self, now: Instant, idle: bool) -> Result<bool, RaftError> {
-        if self.store.compaction_pending() {
-            let mut txn = self.store.begin(BatchOptions::default())?;
-            txn.compact_step(CompactBudget::default())?;
-            txn.publish(self.applied)?;
-            return Ok(true);
-        }
-        let backend = self.store.backend();
-        if !backend.vacuums() {
-            let last = *self.last_look.get_or_insert(now);
-            if now.duration_since(last) < VACUUM_LOOK_INTERVAL {
-                return Ok(false);
-            }
-            self.last_look = Some(now);
-            if !backend.wants_vacuum(idle) {
-                return Ok(false);
-            }
-            backend.start_vacuum(VacuumExtent::Spare { idle });
-        }
-        let mut txn = self.store.begin(BatchOptions::default())?;
-        let more = txn.vacuum_step()?;
-        txn.publish(self.applied)?;
-        Ok(more)
+        Ok(self.store.tidy(&mut self.upkeep, now, idle)?)
     }
 }
 

@@ -30,9 +30,11 @@ mod store_dir;
 #[cfg(any(feature = "lmdb", feature = "redb", feature = "fjall"))]
 mod tagged;
 mod treap;
+mod upkeep;
 
 pub use error::BackendError;
 pub use registry::{NAMES, Options, open, open_store};
+pub use upkeep::Upkeep;
 
 /// What a backend's operations return.
 pub type Result<T> = std::result::Result<T, BackendError>;

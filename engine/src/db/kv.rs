@@ -3,16 +3,19 @@
 use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use varve_types::{Command, KeyRange};
 
 use super::batch::{Step, WriteBatch, decode};
 use super::error::Result;
-use super::machine::{Logged, Machine, Upkeep, applied};
+use super::machine::{Logged, Machine, applied};
 use super::options::Options;
 use super::pending::Pending;
 use super::pipeline::{self, Pipeline};
-use crate::backend::{Backend, CheckReport, Direction, Snapshot, Stats, Sums, TreeId, Visitor};
+use crate::backend::{
+    Backend, CheckReport, Direction, Snapshot, Stats, Sums, TreeId, Upkeep, Visitor,
+};
 use crate::disk::Disk;
 use crate::wal::{Identity, WalStats};
 
@@ -165,7 +168,7 @@ struct Map {
 
 impl Map {
     fn new(backend: Arc<dyn Backend>) -> Result<Self> {
-        let upkeep = Upkeep::new();
+        let upkeep = Upkeep::default();
         Ok(Self { backend, upkeep })
     }
 }
@@ -205,7 +208,8 @@ impl Machine for Map {
 
     /// Gives some space back.
     fn tidy(&mut self, idle: bool) -> Result<bool> {
-        if !self.upkeep.is_vacuum_on(&*self.backend, idle) {
+        let now = Instant::now();
+        if !self.upkeep.is_vacuum_on(&*self.backend, now, idle) {
             return Ok(false);
         }
         let as_of = self.backend.snapshot()?.applied();

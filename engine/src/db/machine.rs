@@ -1,10 +1,9 @@
 //! What the batches of a log are applied to.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use super::error::{DbError, Result};
-use crate::backend::{Applied, Backend, VacuumExtent};
+use crate::backend::{Applied, Backend};
 use crate::wal::Lsn;
 
 /// A batch that is durable in the log.
@@ -49,35 +48,4 @@ pub(super) trait Machine: Send + 'static {
     /// Does a little of what can wait; whether there is more. `idle` says that
     /// no batch came for a while.
     fn tidy(&mut self, idle: bool) -> Result<bool>;
-}
-
-/// How often it is asked whether a vacuum pays.
-const VACUUM_LOOK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Decides when space is given back to the file system.
-pub(super) struct Upkeep {
-    last_look: Instant,
-}
-
-impl Upkeep {
-    pub(super) fn new() -> Self {
-        Self {
-            last_look: Instant::now(),
-        }
-    }
-
-    /// Whether there are steps of a vacuum to make; starts one that pays.
-    pub(super) fn is_vacuum_on(&mut self, backend: &dyn Backend, idle: bool) -> bool {
-        if backend.vacuums() {
-            return true;
-        }
-        if self.last_look.elapsed() < VACUUM_LOOK_INTERVAL {
-            return false;
-        }
-        self.last_look = Instant::now();
-        if backend.wants_vacuum(idle) {
-            backend.start_vacuum(VacuumExtent::Spare { idle });
-        }
-        backend.vacuums()
-    }
 }

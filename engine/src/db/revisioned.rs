@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use varve_types::{
     Command, CompactionRequest, DeleteRangeRequest, DeleteRangeResponse, KeyRange, KeyValue,
@@ -11,15 +12,15 @@ use varve_types::{
 use super::batch::{Step, WriteBatch, decode, ends};
 use super::error::{DbError, Result};
 use super::iter::Iter;
-use super::machine::{Logged, Machine, Upkeep, applied};
+use super::machine::{Logged, Machine, applied};
 use super::options::Options;
 use super::pending::Pending;
 use super::pipeline::{self, Pipeline};
-use crate::backend::{Backend, Direction, Stats};
+use crate::backend::{Backend, Direction, Stats, Upkeep};
 use crate::disk::Disk;
 use crate::mvcc::{
-    BatchOptions, CommandResponse, CompactBudget, Limits, MvccReport, Reader, Reply, Store, View,
-    validate, validate_range, validate_read_txn,
+    BatchOptions, CommandResponse, Limits, MvccReport, Reader, Reply, Store, View, validate,
+    validate_range, validate_read_txn,
 };
 use crate::wal::{Identity, WalStats};
 
@@ -246,7 +247,7 @@ impl Revisioned {
     fn new(backend: Arc<dyn Backend>, reader: &mut Option<Reader>) -> Result<Self> {
         let store = Store::open(backend)?;
         *reader = Some(store.reader());
-        let upkeep = Upkeep::new();
+        let upkeep = Upkeep::default();
         Ok(Self { store, upkeep })
     }
 }
@@ -294,17 +295,6 @@ impl Machine for Revisioned {
 
     /// Removes some compacted history, then gives some space back.
     fn tidy(&mut self, idle: bool) -> Result<bool> {
-        let is_compacting = self.store.compaction_pending();
-        if !is_compacting && !self.upkeep.is_vacuum_on(&**self.store.backend(), idle) {
-            return Ok(false);
-        }
-        let as_of = self.store.view().applied();
-        let mut txn = self.store.begin(BatchOptions::default())?;
-        let more = match is_compacting {
-            true => txn.compact_step(CompactBudget::default())?,
-            false => txn.vacuum_step()?,
-        };
-        txn.publish(as_of)?;
-        Ok(more)
+        Ok(self.store.tidy(&mut self.upkeep, Instant::now(), idle)?)
     }
 }

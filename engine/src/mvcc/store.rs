@@ -1,6 +1,7 @@
 //! The store and its single writer.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use varve_types::{ApiError, Command, DeleteRangeResponse, KeyValue, PutResponse, TxnResponse};
@@ -18,7 +19,7 @@ use super::validate::check_shape;
 use super::view::View;
 use super::write::{Scratch, Writer};
 use super::{LATEST, META};
-use crate::backend::{Applied, Backend};
+use crate::backend::{Applied, Backend, Upkeep};
 
 /// Answer to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +101,26 @@ impl Store {
     /// Whether [`WriteTxn::compact_step`] has something to do.
     pub fn compaction_pending(&self) -> bool {
         self.state.compaction_pending()
+    }
+
+    /// Does a little of what goes on beside the commands, as a batch of its own:
+    /// removes compacted history, or else gives space back; whether there may be
+    /// more. `idle` says that no command came for a while.
+    pub fn tidy(&mut self, upkeep: &mut Upkeep, now: Instant, idle: bool) -> Result<bool> {
+        let is_compacting = self.compaction_pending();
+        if !is_compacting && !upkeep.is_vacuum_on(&*self.backend, now, idle) {
+            return Ok(false);
+        }
+        let as_of = self.view().applied();
+        let mut txn = self.begin(BatchOptions::default())?;
+        let more = if is_compacting {
+            txn.compact_step(CompactBudget::default())?;
+            true // a vacuum may follow
+        } else {
+            txn.vacuum_step()?
+        };
+        txn.publish(as_of)?;
+        Ok(more)
     }
 
     /// Starts a batch of commands. Dropping it unpublished undoes it.
