@@ -11,6 +11,8 @@ use std::borrow::Cow;
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
+#[cfg(any(feature = "redb", feature = "fjall"))]
+mod checkpoints;
 #[doc(hidden)]
 pub mod conformance;
 mod error;

@@ -15,12 +15,13 @@
 use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ::redb::{
     Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTableMetadata, TableDefinition,
 };
 
+use super::checkpoints::Checkpoints;
 use super::held::HeldCount;
 use super::overlay::{Changes, Commit, OverlayBatch};
 use super::store_dir::{Checkpoint, StoreDir, io_error};
@@ -50,12 +51,9 @@ const CACHE_BYTES: usize = 256 << 20;
 /// A store kept by redb.
 pub struct Redb {
     published: Mutex<Arc<State>>,
-    /// How far the last checkpoint applies, and of which state it was.
-    durable: Mutex<(Applied, Weak<State>)>,
+    checkpoints: Checkpoints<State>,
     /// Held while a batch is open.
     writer: Mutex<()>,
-    /// Held during a checkpoint.
-    checkpointing: Mutex<()>,
     held: HeldCount,
     store: Arc<Store>,
 }
@@ -101,10 +99,9 @@ impl Redb {
             None => store.dir.write(&Checkpoint::default())?,
         }
         Ok(Self {
-            durable: Mutex::new((state.applied, Arc::downgrade(&state))),
+            checkpoints: Checkpoints::new(state.applied, &state),
             published: Mutex::new(state),
             writer: Mutex::new(()),
-            checkpointing: Mutex::new(()),
             held: HeldCount::default(),
             store,
         })
@@ -259,26 +256,16 @@ impl Backend for Redb {
     }
 
     fn checkpoint(&self) -> Result<Applied> {
-        let _turn = lock(&self.checkpointing);
-        // A batch published from here on may become durable too; that it did is
-        // known at the next checkpoint.
-        let (applied, state) = {
+        let published = || {
             let published = self.published();
             (published.applied, Arc::downgrade(&published))
         };
-        if !lock(&self.durable).1.ptr_eq(&state) {
-            self.store.sync()?;
-            self.store.dir.write(&Checkpoint {
-                applied,
-                ..Checkpoint::default()
-            })?;
-            *lock(&self.durable) = (applied, state);
-        }
-        Ok(applied)
+        self.checkpoints
+            .make(&self.store.dir, published, || self.store.sync())
     }
 
     fn durable(&self) -> Applied {
-        lock(&self.durable).0
+        self.checkpoints.durable()
     }
 
     /// redb knows what of its file is used only by walking it, so all counts as

@@ -17,10 +17,11 @@ mod journal;
 use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ::fjall::{Database, Guard, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Slice};
 
+use super::checkpoints::Checkpoints;
 use super::held::HeldCount;
 use super::overlay::{Changes, Commit, OverlayBatch};
 use super::store_dir::{Checkpoint, StoreDir, io_error};
@@ -50,12 +51,9 @@ const CACHE_BYTES: u64 = 256 << 20;
 /// A store kept by fjall.
 pub struct Fjall {
     published: Mutex<Arc<State>>,
-    /// How far the last checkpoint applies, and of which state it was.
-    durable: Mutex<(Applied, Weak<State>)>,
+    checkpoints: Checkpoints<State>,
     /// Held while a batch is open.
     writer: Mutex<()>,
-    /// Held during a checkpoint.
-    checkpointing: Mutex<()>,
     held: HeldCount,
     store: Arc<Store>,
 }
@@ -101,10 +99,9 @@ impl Fjall {
             }
         }
         Ok(Self {
-            durable: Mutex::new((state.applied, Arc::downgrade(&state))),
+            checkpoints: Checkpoints::new(state.applied, &state),
             published: Mutex::new(state),
             writer: Mutex::new(()),
-            checkpointing: Mutex::new(()),
             held: HeldCount::default(),
             store,
         })
@@ -242,26 +239,16 @@ impl Backend for Fjall {
     }
 
     fn checkpoint(&self) -> Result<Applied> {
-        let _turn = lock(&self.checkpointing);
-        // A batch published from here on may become durable too; that it did is
-        // known at the next checkpoint.
-        let (applied, state) = {
+        let published = || {
             let published = self.published();
             (published.applied, Arc::downgrade(&published))
         };
-        if !lock(&self.durable).1.ptr_eq(&state) {
-            self.store.sync()?;
-            self.store.dir.write(&Checkpoint {
-                applied,
-                ..Checkpoint::default()
-            })?;
-            *lock(&self.durable) = (applied, state);
-        }
-        Ok(applied)
+        self.checkpoints
+            .make(&self.store.dir, published, || self.store.sync())
     }
 
     fn durable(&self) -> Applied {
-        lock(&self.durable).0
+        self.checkpoints.durable()
     }
 
     /// `used_bytes` is what tables hold, entries that were overwritten but not
