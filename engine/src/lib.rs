@@ -15,6 +15,7 @@ pub mod disk;
 #[doc(hidden)]
 pub mod mutations;
 pub mod mvcc;
+mod sync;
 pub mod wal;
 
 pub use db::{Db, Kv};

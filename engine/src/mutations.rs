@@ -1,4 +1,5 @@
-//! Deliberate bugs, to prove that the simulation's checkers find such bugs.
+//! Deliberate bugs, to prove that the simulation's checkers and the models find
+//! such bugs.
 //!
 //! Without the feature `mutations` none of them is in the program: [`is_on`] is a
 //! constant. With it, one can be switched on for the calling thread.
@@ -26,10 +27,17 @@ pub enum Mutation {
     SnapshotMissesKey,
     /// A batch of several entries leaves its last one out.
     EntrySkipped,
+    /// A reader does not look again whether the slot that it pinned is current.
+    PinWithoutSecondLook,
+    /// What is sequentially consistent is only acquire and release.
+    NoTotalOrder,
+    /// Freed pages are examined with the durable state looked at before the pins.
+    DurableBeforePins,
 }
 
 impl Mutation {
-    /// All of them, with the names that command lines use.
+    /// Those that the simulation finds, with the names that command lines use. The
+    /// others are found by the models in `btree/tests/models.rs`.
     pub const ALL: [(&'static str, Self); 10] = [
         ("ack-before-sync", Self::AckBeforeSync),
         ("vote-not-persisted", Self::VoteNotPersisted),

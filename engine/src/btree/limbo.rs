@@ -11,8 +11,12 @@
 //! none of the pages. A checkpoint pins its state until it is the durable one.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::SeqCst;
 
+use super::readers::Publisher;
 use super::space::{Extent, Freed};
+use crate::mutations::{Mutation, is_on};
+use crate::sync::AtomicU64;
 
 /// Who may still need freed pages.
 #[derive(Debug, Clone)]
@@ -21,6 +25,16 @@ pub(super) struct Horizon {
     pub(super) pins: Vec<u64>,
     /// The state of the last durable checkpoint; looked at second.
     pub(super) durable: u64,
+}
+
+impl Horizon {
+    /// As of now; `durable` holds the state of the last durable checkpoint.
+    pub(super) fn look(publisher: &Publisher, durable: &AtomicU64) -> Self {
+        let early = is_on(Mutation::DurableBeforePins).then(|| durable.load(SeqCst));
+        let pins = publisher.held();
+        let durable = early.unwrap_or_else(|| durable.load(SeqCst));
+        Self { pins, durable }
+    }
 }
 
 /// Pages by who needs them.

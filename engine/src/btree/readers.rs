@@ -13,14 +13,19 @@
 //!   writer makes it current, so pages that only its state used are free.
 #![allow(unsafe_code)] // a slot's state is guarded by its pins, not by the borrow checker
 
-use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, OnceLock};
 
 use super::state::State;
+use crate::mutations::{Mutation, is_on};
+use crate::sync::{AtomicU64, AtomicUsize, UnsafeCell};
 
 /// Slots of the first chunk; each further chunk has twice as many.
+#[cfg(not(loom))]
 const FIRST_CHUNK: usize = 16;
+/// So few that a model uses them again, and needs a second chunk.
+#[cfg(loom)]
+const FIRST_CHUNK: usize = 2;
 /// Chunks; enough for 2^20 states that are held at the same time.
 const CHUNKS: usize = 16;
 
@@ -92,10 +97,10 @@ impl Readers {
                 continue;
             };
             slot.pins.fetch_add(1, SeqCst);
-            if self.current.load(SeqCst) == index {
+            if self.current.load(SeqCst) == index || is_on(Mutation::PinWithoutSecondLook) {
                 // SAFETY: the slot is pinned and was current after that, so the
                 // writer does not touch its state before the pin goes.
-                let state = unsafe { *slot.state.get() };
+                let state = slot.state.with(|state| unsafe { *state });
                 return Pin {
                     readers: Arc::clone(self),
                     slot: index,
@@ -127,7 +132,7 @@ impl Publisher {
         let chunks = [const { OnceLock::new() }; CHUNKS];
         let first = chunks[0].get_or_init(|| new_chunk(0));
         // SAFETY: nobody else has the slots yet.
-        unsafe { *first[0].state.get() = state };
+        first[0].state.with_mut(|first| unsafe { *first = state });
         first[0].number.store(state.number, SeqCst);
         Self {
             readers: Arc::new(Readers {
@@ -158,7 +163,7 @@ impl Publisher {
             };
             if index != current && slot.pins.load(SeqCst) == 0 {
                 // SAFETY: neither current nor pinned; see the module's invariants.
-                unsafe { *slot.state.get() = state };
+                slot.state.with_mut(|old| unsafe { *old = state });
                 slot.number.store(state.number, SeqCst);
                 self.readers.current.store(index, SeqCst);
                 return true;
@@ -178,7 +183,7 @@ impl Publisher {
             .filter_map(|(index, slot)| {
                 let held = index == current || slot.pins.load(SeqCst) > 0;
                 // SAFETY: only the writer, which this is, ever writes the state.
-                held.then(|| unsafe { (*slot.state.get()).number })
+                held.then(|| slot.state.with(|state| unsafe { (*state).number }))
             });
         let mut held: Vec<u64> = held.collect();
         held.sort_unstable();
@@ -190,7 +195,9 @@ impl Publisher {
         let current = self.readers.current.load(SeqCst);
         let slot = self.readers.slot(current);
         // SAFETY: only the writer, which this is, ever writes the state.
-        slot.map_or_else(State::default, |slot| unsafe { *slot.state.get() })
+        slot.map_or_else(State::default, |slot| {
+            slot.state.with(|state| unsafe { *state })
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the writer, the readers and checkpoints of one store share.
 
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::free_map::FreeMap;
@@ -10,6 +10,7 @@ use super::pager::Pager;
 use super::readers::{Publisher, Readers};
 use super::space::Space;
 use crate::backend::{Applied, BackendError, Result, Stats};
+use crate::sync::AtomicU64;
 
 /// Shared by all handles of one store.
 ///
@@ -111,10 +112,8 @@ impl Shared {
 
     /// Frees what nobody sees or needs any more. No batch is open.
     pub(super) fn recycle(&self, publisher: &Publisher) {
-        // Pins first, the durable state second: see `limbo.rs`.
-        let pins = publisher.held();
-        let durable = self.durable.load(SeqCst);
-        self.space().recycle(&Horizon { pins, durable });
+        let horizon = Horizon::look(publisher, &self.durable);
+        self.space().recycle(&horizon);
     }
 
     /// Fails if an earlier error stopped the writer.

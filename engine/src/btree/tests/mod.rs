@@ -2,6 +2,8 @@
 
 mod free_map;
 mod golden;
+#[cfg(loom)]
+mod models;
 mod pages;
 mod readers;
 
