@@ -22,6 +22,7 @@ use crate::changes::AppliedChange;
 use crate::entry::{self, Ahead};
 use crate::error::RaftError;
 use crate::io::{EntryData, ToApply};
+use crate::loading::LoadedStore;
 use crate::log;
 use crate::membership::Membership;
 use crate::meta;
@@ -29,7 +30,6 @@ use crate::metrics::Metrics;
 use crate::node::Watchers;
 use crate::proposals::Sinks;
 use crate::sink::{ChangeSink, Completion};
-use crate::snapshot::LoadedStore;
 
 /// Commands whose keys are prefetched at a time.
 const PREFETCH_COMMANDS: usize = 16;

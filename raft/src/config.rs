@@ -52,6 +52,12 @@ pub struct Config {
     pub snapshot_catchup_entries: u64,
     /// Bytes of such entries at most.
     pub snapshot_catchup_bytes: u64,
+    /// Bytes of one chunk of a snapshot for another member, but for what its last
+    /// entry is longer.
+    pub snapshot_chunk_bytes: usize,
+    /// Bytes of another member's snapshot between two checkpoints of the store that
+    /// it is loaded into: what a restart may lose of it.
+    pub snapshot_checkpoint_bytes: usize,
     /// Entries applied after which a checkpoint is made.
     pub snapshot_count: u64,
     /// Bytes logged after which a checkpoint is made.
@@ -99,6 +105,8 @@ impl Config {
             election_timeout: Duration::from_millis(1000),
             snapshot_catchup_entries: 5000,
             snapshot_catchup_bytes: 256 << 20,
+            snapshot_chunk_bytes: 1 << 20,
+            snapshot_checkpoint_bytes: 64 << 20,
             snapshot_count: 10_000,
             checkpoint_bytes: 128 << 20,
             checkpoint_interval: Duration::from_secs(30),

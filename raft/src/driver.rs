@@ -25,11 +25,12 @@ use varve_types::ApiError;
 use crate::apply::{AppliedBatch, Applier};
 use crate::error::RaftError;
 use crate::io::{ApplyJob, Input, Output, ToApply};
+use crate::loading::LoadedStore;
 use crate::log::{self, Fetch};
 use crate::replica::Replica;
 use crate::shared::{Current, Shared};
-use crate::snapshot::{LoadedStore, Outgoing};
-use crate::transport::Transport;
+use crate::snapshot::{Offer, Outgoing};
+use crate::transport::{SnapshotOutcome, Transport};
 
 /// Inputs taken in one turn, so that ticks come through.
 const MAX_INPUTS_PER_TURN: usize = 4096;
@@ -219,7 +220,8 @@ fn dispatch(
         }
     }
     for (to, message) in output.snapshots.drain(..) {
-        send_snapshot(to, message, outlets, shared);
+        let first = replica.raw.store().first();
+        send_snapshot(to, message, first, outlets, shared);
     }
     for fetch in output.fetches.drain(..) {
         // Without the reader raft-rs asks again later.
@@ -234,37 +236,53 @@ fn dispatch(
     Ok(())
 }
 
+/// Sends a member the state that its last transfer was of when it broke, or else the
+/// newest. `first` is the first entry in the log.
 fn send_snapshot(
     to: u64,
     message: raft::eraftpb::Message,
+    first: u64,
     outlets: &mut Outlets,
     shared: &Arc<Shared>,
 ) {
-    let inputs = shared.inputs.clone();
-    let report = Box::new(move |delivered| {
-        let _ = inputs.send(Input::SnapshotSent { to, delivered });
-    });
-    let view = shared.current.load().reader.view();
-    tracing::info!(
-        "sending member {to:x} a snapshot of index {}",
-        view.applied().index
+    let kept = shared.offers.take(to, first);
+    let offer = kept.map_or_else(
+        || {
+            let view = shared.current.load().reader.view();
+            let id = shared.next_snapshot.fetch_add(1, Ordering::Relaxed);
+            Offer::new(message, view, id).map(Arc::new)
+        },
+        Ok,
     );
-    match Outgoing::new(message, view, report) {
-        Ok(stream) => {
-            shared
-                .metrics
-                .snapshots_sent
-                .fetch_add(1, Ordering::Relaxed);
-            outlets.transport.send_snapshot(to, Box::new(stream));
-        }
+    let offer = match offer {
+        Ok(offer) => offer,
         Err(error) => {
             tracing::warn!("snapshot for member {to:x}: {error}");
-            let _ = shared.inputs.send(Input::SnapshotSent {
-                to,
-                delivered: false,
-            });
+            let delivered = false;
+            let _ = shared.inputs.send(Input::SnapshotSent { to, delivered });
+            return;
         }
-    }
+    };
+    tracing::info!(
+        "sending member {to:x} a snapshot of index {}",
+        offer.index()
+    );
+    let sharing = shared.clone();
+    let report = Box::new(move |offer, outcome| {
+        let metrics = &sharing.metrics;
+        if outcome != SnapshotOutcome::Delivered {
+            metrics.snapshots_failed.fetch_add(1, Ordering::Relaxed);
+        }
+        if outcome == SnapshotOutcome::Broken {
+            sharing.offers.keep(to, offer);
+        }
+        let delivered = outcome == SnapshotOutcome::Delivered;
+        let _ = sharing.inputs.send(Input::SnapshotSent { to, delivered });
+    });
+    let metrics = &shared.metrics;
+    metrics.snapshots_sent.fetch_add(1, Ordering::Relaxed);
+    let stream = Box::new(Outgoing::new(offer, shared.snapshot_chunk_bytes, report));
+    outlets.transport.send_snapshot(to, stream);
 }
 
 /// Removes a store that is not going to be used. Not on the replica's thread:
@@ -481,6 +499,8 @@ pub(crate) fn run_checkpoints(policy: CheckpointPolicy, stop: &Receiver<()>, sha
     let mut is_full = false;
     let mut last_index = shared.current.load().backend.durable().index;
     while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(CHECKPOINT_POLL) {
+        shared.offers.expire();
+        shared.loading.expire(&shared.files);
         let end = shared.wal_stats.end_lsn.load(Ordering::Relaxed);
         let applied = shared.metrics.applied_index.load(Ordering::Relaxed);
         let entries = applied.saturating_sub(last_index);

@@ -33,6 +33,9 @@ pub enum RaftError {
     /// A snapshot stream that cannot be taken in.
     #[error("snapshot: {0}")]
     Snapshot(String),
+    /// A snapshot stream that comes while another is taken in.
+    #[error("snapshot: another one is being loaded")]
+    SnapshotBusy,
     /// A snapshot file cannot be read.
     #[error("snapshot: {0}")]
     SnapshotFile(#[from] SnapshotFileError),

@@ -9,11 +9,11 @@ use varve_engine::wal::{Committed, Group, Lsn};
 use crate::change::{Change, Tagged};
 use crate::changes::AppliedChange;
 use crate::error::RaftError;
+use crate::loading::LoadedStore;
 use crate::log::Fetch;
 use crate::membership::Membership;
 use crate::proposals::Sinks;
 use crate::sink::{ChangeSink, Proposal, ReadSink};
-use crate::snapshot::LoadedStore;
 use crate::wire;
 
 /// What happens to a replica.

@@ -17,6 +17,7 @@ pub mod identity;
 mod incoming;
 mod initial_cluster;
 mod io;
+mod loading;
 mod log;
 mod logging;
 mod membership;
@@ -46,6 +47,7 @@ mod stores;
 mod test_stores;
 #[cfg(test)]
 mod tests;
+mod transfers;
 mod transport;
 mod wire;
 
@@ -65,4 +67,6 @@ pub use sink::{
 pub use start::{MEMBER_FILE, REMOVED_HINT};
 pub use status::Status;
 pub use stores::StoreOpener;
-pub use transport::{NoTransport, SnapshotChunk, SnapshotStream, Transport};
+pub use transport::{
+    NoTransport, SnapshotAnnouncement, SnapshotOutcome, SnapshotStream, Transport,
+};

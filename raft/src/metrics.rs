@@ -73,6 +73,10 @@ pub struct Metrics {
     pub checkpoint_duration: Histogram,
     /// Snapshots sent to other members.
     pub snapshots_sent: AtomicU64,
+    /// Transfers to other members that broke or were refused.
+    pub snapshots_failed: AtomicU64,
+    /// Snapshots from another member that were gone on with after a break.
+    pub snapshots_resumed: AtomicU64,
     /// Snapshots taken in from another member.
     pub snapshots_received: AtomicU64,
 }

@@ -20,15 +20,15 @@ use crate::config::Config;
 use crate::driver::{self, CheckpointPolicy, Outlets};
 use crate::error::RaftError;
 use crate::io::Input;
+use crate::loading::Incoming;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::replica::{Replica, Settings};
 use crate::shared::{Current, Shared};
 use crate::sink::{ChangeSink, DefragmentSink, Proposal, ReadSink, RemovalSink};
-use crate::snapshot::Incoming;
 use crate::start;
 use crate::status::Status;
-use crate::transport::Transport;
+use crate::transport::{SnapshotAnnouncement, Transport};
 
 /// Idle time after which the log writes a mark.
 const LOG_IDLE: Duration = Duration::from_millis(500);
@@ -104,7 +104,9 @@ impl Node {
             started.membership.clone(),
             committer.stats(),
             started.files,
-            started.next_store,
+            started.loading,
+            config.snapshot_chunk_bytes,
+            random(),
             config.max_pending_bytes,
         ));
         let applied = started.store.view().applied().index;
@@ -407,17 +409,27 @@ impl NodeHandle {
         let _ = self.shared.inputs.send(Input::Unreachable(id));
     }
 
-    /// Starts to take a snapshot in that member `from` streams.
-    pub fn snapshot_receiver(&self, from: u64) -> SnapshotReceiver {
+    /// Starts to take the snapshot in that member `from` announces, or goes on with
+    /// it. Writes to disk: not on an async worker.
+    pub fn snapshot_receiver(
+        &self,
+        from: u64,
+        announcement: &SnapshotAnnouncement,
+    ) -> Result<SnapshotReceiver, RaftError> {
         let shared = self.shared.clone();
-        let incoming = Incoming::new(
-            from,
-            shared.identity.member_id,
-            shared.metrics.applied_index.load(Ordering::Relaxed),
+        let applied = shared.metrics.applied_index.load(Ordering::Relaxed);
+        let incoming = Incoming::begin(
+            (from, announcement.id),
+            &announcement.message,
+            (shared.identity.member_id, applied),
             shared.files.clone(),
             shared.loading.clone(),
-        );
-        SnapshotReceiver { incoming, shared }
+        )?;
+        if incoming.resumed_at() > 0 {
+            let metrics = &shared.metrics;
+            metrics.snapshots_resumed.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(SnapshotReceiver { incoming, shared })
     }
 
     /// What the node says of itself.
@@ -533,19 +545,29 @@ impl std::fmt::Debug for NodeHandle {
 }
 
 /// Takes in one snapshot stream. Writes to disk: not on an async worker.
-/// Dropping it before [`SnapshotReceiver::finish`] abandons the snapshot.
+/// Dropped before [`SnapshotReceiver::finish`], it leaves what came to be gone on with.
 pub struct SnapshotReceiver {
     incoming: Incoming,
     shared: Arc<Shared>,
 }
 
 impl SnapshotReceiver {
-    /// The next part, in order. An error ends the stream.
+    /// How many chunks were there already.
+    pub fn resumed_at(&self) -> u64 {
+        self.incoming.resumed_at()
+    }
+
+    /// Where the sender is to go on.
+    pub fn position(&self) -> Vec<u8> {
+        self.incoming.position()
+    }
+
+    /// The next chunk, in order. An error ends the stream.
     pub fn chunk(&mut self, bytes: &Bytes) -> Result<(), RaftError> {
         self.incoming.chunk(bytes)
     }
 
-    /// After the part that was marked as the last: hands the loaded store to the replica.
+    /// After the last chunk: hands the loaded store to the replica.
     pub fn finish(self) -> Result<(), RaftError> {
         let loaded = self.incoming.finish()?;
         let sent = self

@@ -10,10 +10,10 @@ use crate::change::{self, Tagged};
 use crate::entry;
 use crate::error::RaftError;
 use crate::io::{ApplyJob, EntryData, LogWrite, Output, ToApply, ToChange};
+use crate::loading::LoadedStore;
 use crate::proposals::Sinks;
 use crate::record::{self, Marker};
 use crate::replica::Replica;
-use crate::snapshot::LoadedStore;
 
 /// A group is closed once it holds this many bytes.
 const GROUP_TARGET_BYTES: usize = MAX_GROUP_BYTES / 2;

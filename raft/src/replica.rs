@@ -25,15 +25,15 @@ use varve_types::ApiError;
 use crate::changes::{AppliedChange, Changes};
 use crate::error::RaftError;
 use crate::io::{Input, Output};
+use crate::loading::LoadedStore;
 use crate::log::RaftLog;
 use crate::membership::Membership;
 use crate::proposals::Proposals;
 use crate::read_index::ReadIndex;
 use crate::ready::InFlight;
-use crate::record::Marker;
 use crate::replay::Replayed;
 use crate::sink::Proposal;
-use crate::snapshot::LoadedStore;
+use crate::transfers::Transfers;
 
 /// Entries that may be committed but not applied before proposals are refused, as in etcd.
 const MAX_APPLY_GAP: u64 = 5000;
@@ -122,6 +122,7 @@ pub(crate) struct Replica {
     pub(crate) proposals: Proposals,
     pub(crate) changes: Changes,
     pub(crate) reads: ReadIndex,
+    pub(crate) transfers: Transfers,
     /// Of the store file in use or about to be.
     pub(crate) store: u64,
     pub(crate) tick: u64,
@@ -203,6 +204,7 @@ impl Replica {
             raw,
             proposals: Proposals::new(id, incarnation, timeout, 2 * settings.heartbeat_ticks),
             reads: ReadIndex::new(id, incarnation, timeout, settings.read_retry_ticks),
+            transfers: Transfers::new(settings.election_ticks),
             changes: Changes::new(settings.incarnation, applied),
             in_flight: InFlight::new(applied),
             settings,
@@ -282,6 +284,7 @@ impl Replica {
             }
             Input::SnapshotLoaded(loaded) => self.arrived.push(*loaded),
             Input::SnapshotSent { to, delivered } => {
+                self.transfers.ended(to, self.tick);
                 let status = if delivered {
                     SnapshotStatus::Finish
                 } else {
@@ -389,36 +392,6 @@ impl Replica {
         self.raw.raft.prs().conf().to_conf_state()
     }
 
-    /// After a checkpoint: drops entries that neither the store nor a follower
-    /// that lags a little needs, and restates what must not go with them.
-    fn compact_log(&mut self, durable: u64) -> Result<(), RaftError> {
-        let durable = durable
-            .min(self.applied)
-            .min(self.raw.raft.raft_log.applied);
-        let log = self.raw.store();
-        let mut keep_from = durable.saturating_sub(self.settings.catchup_entries);
-        keep_from = keep_from.max(log.index_with_bytes(durable, self.settings.catchup_bytes));
-        if keep_from < log.first() || self.is_recording_snapshot {
-            return Ok(());
-        }
-        let Some(term) = log.term_at(keep_from) else {
-            return Ok(());
-        };
-        let first = log.slot(keep_from + 1).map(|slot| slot.lsn);
-        if first == Some(0) {
-            return Ok(()); // its position is not known yet; the next checkpoint will do
-        }
-        self.raw.mut_store().compact(keep_from);
-        let marker = Marker {
-            index: keep_from,
-            term,
-            store: self.store,
-            reset: false,
-            membership: (*self.membership).clone(),
-        };
-        self.in_flight.restate(&marker, first, &self.written_state)
-    }
-
     pub(crate) fn is_leader(&self) -> bool {
         self.raw.raft.state == StateRole::Leader
     }
@@ -498,6 +471,10 @@ impl Replica {
         self.reads.take_ready(self.applied, &mut out.reads);
         out.fetches.append(&mut self.raw.mut_store().take_fetches());
         out.discard.append(&mut self.discard);
+        for (to, message) in &out.snapshots {
+            let index = message.get_snapshot().get_metadata().index;
+            self.transfers.started(*to, index);
+        }
         Ok(())
     }
 

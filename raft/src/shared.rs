@@ -11,11 +11,12 @@ use varve_engine::wal::{Identity, WalStats};
 
 use crate::defragment::Defragment;
 use crate::io::Input;
+use crate::loading::Loading;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::removal::Removal;
 use crate::replica::ReplicaStatus;
-use crate::snapshot::Loading;
+use crate::snapshot::Offers;
 use crate::stores::StoreFiles;
 
 /// The store in use.
@@ -45,6 +46,11 @@ pub(crate) struct Shared {
     pub(crate) wal_stats: Arc<WalStats>,
     pub(crate) files: StoreFiles,
     pub(crate) loading: Arc<Loading>,
+    /// Transfers to other members that broke.
+    pub(crate) offers: Offers,
+    pub(crate) snapshot_chunk_bytes: usize,
+    /// The id of the next snapshot that is sent.
+    pub(crate) next_snapshot: AtomicU64,
     /// Bytes of proposals on their way to the replica.
     pub(crate) proposal_bytes: AtomicUsize,
     /// Bytes of other members' messages on their way to the replica.
@@ -78,7 +84,9 @@ impl Shared {
         membership: Arc<Membership>,
         wal_stats: Arc<WalStats>,
         files: StoreFiles,
-        next_store: u64,
+        loading: Loading,
+        snapshot_chunk_bytes: usize,
+        first_snapshot: u64,
         max_pending_bytes: usize,
     ) -> Self {
         Self {
@@ -89,7 +97,10 @@ impl Shared {
             metrics: Arc::default(),
             wal_stats,
             files,
-            loading: Arc::new(Loading::new(next_store)),
+            loading: Arc::new(loading),
+            offers: Offers::default(),
+            snapshot_chunk_bytes,
+            next_snapshot: AtomicU64::new(first_snapshot),
             proposal_bytes: AtomicUsize::new(0),
             peer_bytes: AtomicUsize::new(0),
             max_pending_bytes,

@@ -23,6 +23,7 @@ use varve_types::Reader;
 use crate::config::Config;
 use crate::error::RaftError;
 use crate::identity;
+use crate::loading::Loading;
 use crate::log::RaftLog;
 use crate::membership::{Member, Membership};
 use crate::meta;
@@ -48,8 +49,8 @@ pub(crate) struct Started {
     pub(crate) store: Store,
     pub(crate) membership: Arc<Membership>,
     pub(crate) files: StoreFiles,
-    /// Number for the next store file.
-    pub(crate) next_store: u64,
+    /// Where stores from other members go.
+    pub(crate) loading: Loading,
 }
 
 /// Opens or makes everything in the data directory.
@@ -106,14 +107,11 @@ pub(crate) fn open(config: &Config, wal_config: WalConfig) -> Result<Started, Ra
     {
         return Err(foreign);
     }
-    let mut next_store = replayed.marker.store + 1;
-    for number in files.numbers()? {
-        next_store = next_store.max(number + 1);
-        if number != replayed.marker.store {
-            tracing::info!("removing the leftover store {number}");
-            files.remove(number)?;
-        }
-    }
+    let loading = Loading::recover(
+        &files,
+        replayed.marker.store,
+        config.snapshot_checkpoint_bytes,
+    )?;
     Ok(Started {
         identity,
         wal,
@@ -121,7 +119,7 @@ pub(crate) fn open(config: &Config, wal_config: WalConfig) -> Result<Started, Ra
         store,
         membership,
         files,
-        next_store,
+        loading,
     })
 }
 

@@ -2,25 +2,50 @@
 
 use bytes::Bytes;
 
+use crate::error::RaftError;
 use crate::membership::Membership;
 
-/// A part of a snapshot on its way to another member. Parts of one stream must
-/// arrive in order; the stream's first carries everything the receiver needs to start.
+/// What the receiver of a snapshot is told first.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SnapshotChunk {
+pub struct SnapshotAnnouncement {
+    /// No other snapshot's; the same when a broken transfer goes on.
+    pub id: u64,
+    /// Raft index it is of.
+    pub index: u64,
+    /// Raft term of that index.
+    pub term: u64,
     /// Encoded; opaque to the transport.
-    pub bytes: Bytes,
-    /// Whether it is the last.
-    pub is_last: bool,
+    pub message: Bytes,
 }
 
-/// Yields a snapshot's parts. Pulling may read from the store: not on an async worker.
-pub trait SnapshotStream: Send {
-    /// The next part; `None` after the last, and after an error, which the node has logged.
-    fn next_chunk(&mut self) -> Option<SnapshotChunk>;
+/// How sending a snapshot ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotOutcome {
+    /// The receiver has taken all of it in.
+    Delivered,
+    /// The connection did not come about or broke, or the receiver is busy: it may
+    /// go on later.
+    Broken,
+    /// The receiver does not want it.
+    Refused,
+}
 
-    /// Reports whether the receiver has taken all parts in; call it once.
-    fn finished(self: Box<Self>, delivered: bool);
+/// Yields a snapshot's chunks. Pulling may read from the store: not on an async worker.
+pub trait SnapshotStream: Send {
+    /// What the receiver is told first.
+    fn announcement(&self) -> SnapshotAnnouncement;
+
+    /// Goes on at the receiver's position, as [`SnapshotReceiver::position`] gave it;
+    /// the number of the chunk that comes next.
+    ///
+    /// [`SnapshotReceiver::position`]: crate::SnapshotReceiver::position
+    fn go_on_from(&mut self, position: &[u8]) -> Result<u64, RaftError>;
+
+    /// The next chunk; `None` after the last.
+    fn next_chunk(&mut self) -> Result<Option<Bytes>, RaftError>;
+
+    /// Reports how it ended; call it once.
+    fn finished(self: Box<Self>, outcome: SnapshotOutcome);
 }
 
 /// Carries messages to other members, by member id.
@@ -50,6 +75,6 @@ impl Transport for NoTransport {
     fn members_changed(&mut self, _members: &Membership) {}
 
     fn send_snapshot(&mut self, _to: u64, stream: Box<dyn SnapshotStream>) {
-        stream.finished(false);
+        stream.finished(SnapshotOutcome::Broken);
     }
 }

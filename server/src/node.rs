@@ -98,7 +98,11 @@ impl RunningNode {
         let storage = Storage::open(config.disk);
         let metrics = Arc::new(Metrics::default());
         let hub = Arc::new(Hub::default());
-        let peers = Peers::new(Handle::current(), Arc::clone(&metrics));
+        let peers = Peers::new(
+            Handle::current(),
+            Arc::clone(&metrics),
+            config.snapshot_rate_limit_mib << 20,
+        );
         let mut raft = raft_config(config, &data_dir, &storage);
         raft.join = join;
         let (transport, watchers) = (peers.transport(), hub.feed());

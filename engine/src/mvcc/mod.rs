@@ -38,6 +38,7 @@ mod reply;
 mod snapshot;
 mod snapshot_check;
 mod snapshot_file;
+mod snapshot_progress;
 mod sort;
 mod space;
 mod state;

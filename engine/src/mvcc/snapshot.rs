@@ -42,7 +42,7 @@ pub struct SnapshotInfo {
 }
 
 impl SnapshotInfo {
-    fn encode(&self, out: &mut Vec<u8>) {
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
         out.push(FORMAT);
         out.extend_from_slice(&self.applied.term.to_le_bytes());
         out.extend_from_slice(&self.applied.index.to_le_bytes());
@@ -218,11 +218,18 @@ pub(super) fn place(tree: u8) -> usize {
 pub struct SnapshotSink {
     backend: Arc<dyn Backend>,
     check: SnapshotCheck,
+    /// The caller's word for what is being loaded.
+    label: Vec<u8>,
 }
 
 impl SnapshotSink {
     /// Starts to load into `backend`, which must be empty.
     pub fn new(backend: Arc<dyn Backend>) -> Result<Self> {
+        Self::labelled(backend, &[])
+    }
+
+    /// The same; `label` is kept with the progress, for [`SnapshotSink::resume`].
+    pub fn labelled(backend: Arc<dyn Backend>, label: &[u8]) -> Result<Self> {
         let snapshot = backend.snapshot()?;
         for tree in ORDER {
             let sums = snapshot.sums(tree, (Bound::Unbounded, Bound::Unbounded))?;
@@ -235,7 +242,24 @@ impl SnapshotSink {
         Ok(Self {
             backend,
             check: SnapshotCheck::default(),
+            label: label.to_vec(),
         })
+    }
+
+    /// Goes on with what a former process loaded into `backend`, as of its last
+    /// checkpoint; and the label. `None` if that is nothing.
+    pub fn resume(backend: Arc<dyn Backend>) -> Result<Option<(Self, Vec<u8>)>> {
+        let progress = match backend.snapshot()?.get(META, LOADING)? {
+            Some(bytes) if !bytes.is_empty() => SnapshotCheck::decode(&bytes)?,
+            _ => return Ok(None),
+        };
+        let (check, label) = progress;
+        let sink = Self {
+            backend,
+            check,
+            label: label.clone(),
+        };
+        Ok(Some((sink, label)))
     }
 
     /// What is being loaded, known after the first chunk.
@@ -248,13 +272,11 @@ impl SnapshotSink {
     pub fn push(&mut self, chunk: &[u8]) -> Result<()> {
         let mut check = self.check.clone();
         let mut batch = self.backend.begin()?;
-        if check.position.chunks == 0 {
-            batch.put(META, LOADING, &[])?;
-        }
         check.accept(chunk, &mut |tree, key, value| {
             Ok(batch.put(tree, key, value)?)
         })?;
         if !check.is_complete {
+            batch.put(META, LOADING, &check.encode(&self.label))?;
             batch.publish(Applied::default())?;
         }
         self.check = check;

@@ -21,10 +21,10 @@ pub type EntryVisitor<'v> = dyn FnMut(TreeId, &[u8], &[u8]) -> Result<()> + 'v;
 #[derive(Debug, Clone, Default)]
 pub struct SnapshotCheck {
     pub(super) position: SnapshotPosition,
-    info: Option<SnapshotInfo>,
+    pub(super) info: Option<SnapshotInfo>,
     pub(super) counts: [u64; ORDER.len()],
-    hash: u128,
-    state: Option<Vec<u8>>,
+    pub(super) hash: u128,
+    pub(super) state: Option<Vec<u8>>,
     pub(super) is_complete: bool,
 }
 

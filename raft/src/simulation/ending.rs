@@ -205,6 +205,7 @@ impl World {
             "snapshots installed".to_owned(),
             hosts.map(|h| h.installed).sum(),
         );
+        count("snapshots gone on with".to_owned(), self.resumed);
         count(
             "starts".to_owned(),
             self.hosts.values().map(|h| h.lives).sum(),

@@ -92,6 +92,9 @@ impl Host {
         config.initial_cluster = initial.clone();
         config.initial_cluster_token = "sim".to_owned();
         config.snapshot_catchup_entries = plan.catchup_entries;
+        // Small, so that transfers break and go on.
+        config.snapshot_chunk_bytes = 4 << 10;
+        config.snapshot_checkpoint_bytes = 16 << 10;
         config.log_cache_bytes = plan.log_cache_bytes;
         config.strict_reconfig_check = plan.strict;
         Self {

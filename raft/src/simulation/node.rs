@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use bytes::Bytes;
 use raft::eraftpb;
 use varve_engine::mvcc::{LiveEvents, View};
 use varve_engine::wal::{CommitQueue, Completion, Group, WalConfig, WalReader};
@@ -14,14 +13,15 @@ use crate::apply::{AppliedBatch, Applier};
 use crate::config::Config;
 use crate::error::RaftError;
 use crate::io::{ApplyJob, Input, LogWrite, Output, ToApply};
+use crate::loading::{Incoming, LoadedStore, Loading};
 use crate::log::{self, Fetch};
 use crate::membership::Membership;
 use crate::node::Watchers;
 use crate::replica::{Replica, Settings};
-use crate::snapshot::{Incoming, LoadedStore, Loading, Outgoing};
+use crate::snapshot::{Offer, Offers, Outgoing};
 use crate::start;
 use crate::stores::StoreFiles;
-use crate::transport::SnapshotStream;
+use crate::transport::{SnapshotOutcome, SnapshotStream};
 
 /// What the applier told watchers.
 type Told = Arc<Mutex<Vec<(LiveEvents, Arc<View>)>>>;
@@ -57,6 +57,9 @@ pub(super) struct Node {
     reader: WalReader,
     files: StoreFiles,
     loading: Arc<Loading>,
+    offers: Arc<Offers>,
+    next_snapshot: u64,
+    chunk_bytes: usize,
     store_number: u64,
     told: Told,
     /// As the replica's thread takes them.
@@ -127,7 +130,10 @@ impl Node {
             applier,
             reader,
             files: started.files,
-            loading: Arc::new(Loading::new(started.next_store)),
+            loading: Arc::new(started.loading),
+            offers: Arc::default(),
+            next_snapshot: incarnation,
+            chunk_bytes: config.snapshot_chunk_bytes,
             store_number,
             told,
             inbox: VecDeque::new(),
@@ -328,16 +334,41 @@ impl Node {
         self.files.remove(number)
     }
 
-    /// A snapshot for another member.
-    pub(super) fn stream(&self, message: eraftpb::Message) -> Result<Outgoing, RaftError> {
-        Outgoing::new(message, self.view(), Box::new(|_| ()))
+    /// A snapshot for another member: the one that broke, or a new one.
+    pub(super) fn stream(
+        &mut self,
+        to: u64,
+        message: eraftpb::Message,
+    ) -> Result<Outgoing, RaftError> {
+        let first = self.replica.raw.store().first();
+        let offer = match self.offers.take(to, first) {
+            Some(offer) => offer,
+            None => {
+                self.next_snapshot += 1;
+                Arc::new(Offer::new(message, self.view(), self.next_snapshot)?)
+            }
+        };
+        let offers = self.offers.clone();
+        let report = Box::new(move |offer, outcome| {
+            if outcome == SnapshotOutcome::Broken {
+                offers.keep(to, offer);
+            }
+        });
+        Ok(Outgoing::new(offer, self.chunk_bytes, report))
     }
 
     /// The end of a snapshot's way to this member.
-    pub(super) fn incoming(&self, from: u64) -> Incoming {
+    fn incoming(&self, from: u64, outgoing: &Outgoing) -> Result<Incoming, RaftError> {
         let applied = self.view().applied().index;
         let (files, loading) = (self.files.clone(), self.loading.clone());
-        Incoming::new(from, self.id, applied, files, loading)
+        let announced = outgoing.announcement();
+        Incoming::begin(
+            (from, announced.id),
+            &announced.message,
+            (self.id, applied),
+            files,
+            loading,
+        )
     }
 }
 
@@ -347,8 +378,10 @@ pub(super) struct Stream {
     pub(super) from_life: u64,
     pub(super) to: u64,
     pub(super) to_life: u64,
-    outgoing: Outgoing,
+    outgoing: Option<Box<Outgoing>>,
     incoming: Option<Incoming>,
+    /// Whether it goes on with what was there.
+    pub(super) is_resumed: bool,
 }
 
 /// Where a snapshot is.
@@ -359,32 +392,55 @@ pub(super) enum Progress {
 }
 
 impl Stream {
-    pub(super) fn new(from: &Node, to: &Node, outgoing: Outgoing) -> Self {
-        Self {
+    /// `None` if the receiver does not want it.
+    pub(super) fn new(from: &Node, to: &Node, outgoing: Outgoing) -> Option<Self> {
+        let mut outgoing = Box::new(outgoing);
+        let incoming = match to.incoming(from.id, &outgoing) {
+            Ok(incoming) => incoming,
+            Err(RaftError::SnapshotBusy) => return None,
+            Err(_) => {
+                outgoing.finished(SnapshotOutcome::Refused);
+                return None;
+            }
+        };
+        outgoing.go_on_from(&incoming.position()).ok()?;
+        Some(Self {
             from: from.id,
             from_life: from.life,
             to: to.id,
             to_life: to.life,
-            outgoing,
-            incoming: Some(to.incoming(from.id)),
-        }
+            is_resumed: incoming.resumed_at() > 0,
+            outgoing: Some(outgoing),
+            incoming: Some(incoming),
+        })
     }
 
-    /// Carries the next part over.
+    /// Carries the next chunk over.
     pub(super) fn advance(&mut self) -> Progress {
-        let (Some(chunk), Some(incoming)) = (self.outgoing.next_chunk(), &mut self.incoming) else {
+        let (Some(mut outgoing), Some(mut incoming)) = (self.outgoing.take(), self.incoming.take())
+        else {
             return Progress::Broken;
         };
-        let bytes: &Bytes = &chunk.bytes;
-        if incoming.chunk(bytes).is_err() {
-            return Progress::Broken;
-        }
-        if !chunk.is_last {
-            return Progress::UnderWay;
-        }
-        match self.incoming.take().map(Incoming::finish) {
-            Some(Ok(loaded)) => Progress::Arrived(Box::new(loaded)),
-            _ => Progress::Broken,
+        match outgoing.next_chunk() {
+            Err(_) => Progress::Broken,
+            Ok(Some(chunk)) if incoming.chunk(&chunk).is_ok() => {
+                (self.outgoing, self.incoming) = (Some(outgoing), Some(incoming));
+                Progress::UnderWay
+            }
+            Ok(None) => match incoming.finish() {
+                Ok(loaded) => {
+                    outgoing.finished(SnapshotOutcome::Delivered);
+                    Progress::Arrived(Box::new(loaded))
+                }
+                Err(_) => {
+                    outgoing.finished(SnapshotOutcome::Refused);
+                    Progress::Broken
+                }
+            },
+            Ok(Some(_)) => {
+                outgoing.finished(SnapshotOutcome::Refused);
+                Progress::Broken
+            }
         }
     }
 }

@@ -88,6 +88,7 @@ fn everything_at_once() {
         ("power loss", 10),
         ("partition", 5),
         ("snapshots installed", 3),
+        ("snapshots gone on with", 1),
     ];
     at_least(&report, &least);
 }

@@ -66,13 +66,15 @@ impl World {
     }
 
     pub(super) fn send_snapshot(&mut self, id: u64, to: u64, message: raft::eraftpb::Message) {
-        let from = self.hosts.get(&id).and_then(|host| host.node.as_ref());
-        let receiver = self.hosts.get(&to).and_then(|host| host.node.as_ref());
-        let stream = from
-            .zip(receiver)
-            .and_then(|(from, to)| Some(Stream::new(from, to, from.stream(message).ok()?)));
+        let from = self.hosts.get_mut(&id).and_then(|host| host.node.as_mut());
+        let outgoing = from.and_then(|from| from.stream(to, message).ok());
+        let node = |id| self.hosts.get(&id).and_then(|host| host.node.as_ref());
+        let stream = outgoing
+            .zip(node(id).zip(node(to)))
+            .and_then(|(outgoing, (from, to))| Stream::new(from, to, outgoing));
         match stream {
             Some(stream) => {
+                self.resumed += u64::from(stream.is_resumed);
                 self.next_stream += 1;
                 self.streams.insert(self.next_stream, stream);
                 let delay = self.around(self.plan.latency_us);

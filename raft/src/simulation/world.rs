@@ -75,6 +75,8 @@ pub(super) struct World {
     pub(super) network: Network,
     pub(super) streams: BTreeMap<u64, Stream>,
     pub(super) next_stream: u64,
+    /// Snapshots that were gone on with after a break.
+    pub(super) resumed: u64,
     pub(super) clients: Vec<Client>,
     pub(super) client_of: Vec<usize>,
     pub(super) operations: Vec<Operation>,
@@ -114,6 +116,7 @@ impl World {
             network: Network::default(),
             streams: BTreeMap::new(),
             next_stream: 0,
+            resumed: 0,
             clients: Vec::new(),
             client_of: Vec::new(),
             operations: Vec::new(),

@@ -11,7 +11,7 @@ use varve_engine::disk::{Disk, SimDisk};
 use varve_engine::mvcc::{Reply, View};
 use varve_raft::{
     Completion, Config, InitialCluster, Membership, Node, NodeHandle, Proposal, ReadSink,
-    ReplySink, SnapshotStream, Transport, push_command,
+    ReplySink, SnapshotOutcome, SnapshotStream, Transport, push_command,
 };
 use varve_types::{ApiError, Command, CompactionRequest, KeyRange, PutRequest};
 
@@ -63,20 +63,23 @@ impl Transport for Link {
 
     fn send_snapshot(&mut self, to: u64, mut stream: Box<dyn SnapshotStream>) {
         let Some(node) = self.network.reach(self.from, to) else {
-            return stream.finished(false);
+            return stream.finished(SnapshotOutcome::Broken);
         };
         let from = self.from;
         std::thread::spawn(move || {
-            let mut receiver = node.snapshot_receiver(from);
-            while let Some(chunk) = stream.next_chunk() {
-                if receiver.chunk(&chunk.bytes).is_err() {
-                    break;
-                }
-                if chunk.is_last {
-                    return stream.finished(receiver.finish().is_ok());
+            let Ok(mut receiver) = node.snapshot_receiver(from, &stream.announcement()) else {
+                return stream.finished(SnapshotOutcome::Refused);
+            };
+            stream.go_on_from(&receiver.position()).unwrap();
+            while let Some(chunk) = stream.next_chunk().unwrap() {
+                if receiver.chunk(&chunk).is_err() {
+                    return stream.finished(SnapshotOutcome::Refused);
                 }
             }
-            stream.finished(false);
+            stream.finished(match receiver.finish() {
+                Ok(()) => SnapshotOutcome::Delivered,
+                Err(_) => SnapshotOutcome::Refused,
+            });
         });
     }
 }

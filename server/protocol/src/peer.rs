@@ -264,6 +264,10 @@ pub struct SnapshotAck {
     pub next: u64,
     /// Whether the whole snapshot is installed.
     pub installed: bool,
+    /// Whether what failed may be tried again as it is.
+    pub later: bool,
+    /// What the sender needs to go on at `next`, in the answer to a begin; opaque here.
+    pub position: Vec<u8>,
     /// Why it is given up; empty if it is not.
     pub failure: String,
 }
@@ -271,18 +275,22 @@ pub struct SnapshotAck {
 impl SnapshotAck {
     /// Appends the encoding.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.push(flags([self.installed]));
+        out.push(flags([self.installed, self.later]));
         out.extend_from_slice(&self.id.to_le_bytes());
         out.extend_from_slice(&self.next.to_le_bytes());
+        put_bytes(out, &self.position);
         put_bytes(out, self.failure.as_bytes());
     }
 
     /// Reads one encoding.
     pub fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let flags = reader.u8("ack flags")?;
         Ok(Self {
-            installed: reader.u8("ack flags")? & 1 != 0,
+            installed: flags & 1 != 0,
+            later: flags & 2 != 0,
             id: reader.u64("snapshot id")?,
             next: reader.u64("next chunk")?,
+            position: reader.bytes("position")?.to_vec(),
             failure: reader.string("failure")?.to_owned(),
         })
     }

@@ -390,7 +390,7 @@ proptest! {
         };
         let chunk = SnapshotChunk { id: ids[0], sequence: ids[1], data: &message };
         let end = SnapshotEnd { id: ids[0], chunks: ids[1], bytes: ids[2], hash };
-        let ack = SnapshotAck { id: ids[0], next: ids[1], installed: bit, failure: text.clone() };
+        let ack = SnapshotAck { id: ids[0], next: ids[1], installed: bit, later: !bit, position: text.clone().into_bytes(), failure: text.clone() };
         let refusals = [
             Refusal::ClusterMismatch { ours: ids[0], theirs: ids[1] },
             Refusal::MemberMismatch { ours: ids[0], wanted: ids[1] },

@@ -140,6 +140,8 @@ pub struct Config {
     pub election_ms: u64,
     pub snapshot_count: u64,
     pub snapshot_catchup_entries: u64,
+    /// Rate at which snapshots are sent to other members, in MiB a second; 0 is no limit.
+    pub snapshot_rate_limit_mib: u64,
     pub max_request_bytes: u32,
     pub max_txn_ops: u32,
     pub max_connections: u32,
@@ -182,6 +184,7 @@ impl Config {
             election_ms: 0,
             snapshot_count: 0,
             snapshot_catchup_entries: 0,
+            snapshot_rate_limit_mib: 0,
             max_request_bytes: 0,
             max_txn_ops: 0,
             max_connections: 0,

@@ -315,6 +315,16 @@ pub(super) const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        name: "snapshot-rate-limit-mib",
+        group: Group::Storage,
+        default: "128",
+        help: "Rate (in MiB a second) at which snapshots are sent to other members, all together; 0 is no limit.",
+        set: |config, text| {
+            config.snapshot_rate_limit_mib = number::<u32>(text)?.into();
+            Ok(())
+        },
+    },
+    Setting {
         name: "engine",
         group: Group::Storage,
         default: "btree",

@@ -136,6 +136,16 @@ fn raft(page: &mut Page, service: &Service) {
         load(&metrics.snapshots_sent),
     );
     page.counter(
+        "varve_snapshots_failed_total",
+        "Transfers of snapshots to other members that broke or were refused.",
+        load(&metrics.snapshots_failed),
+    );
+    page.counter(
+        "varve_snapshots_resumed_total",
+        "Snapshots from another member that were gone on with after a break.",
+        load(&metrics.snapshots_resumed),
+    );
+    page.counter(
         "varve_snapshots_received_total",
         "Snapshots taken in from another member.",
         load(&metrics.snapshots_received),
@@ -442,6 +452,16 @@ fn network(page: &mut Page, service: &Service) {
             "varve_peer_sent_bytes_total",
             "Bytes sent to other members.",
             &metrics.peer_sent_bytes,
+        ),
+        (
+            "varve_snapshot_received_bytes_total",
+            "Bytes of snapshots received from other members.",
+            &metrics.snapshot_received_bytes,
+        ),
+        (
+            "varve_snapshot_sent_bytes_total",
+            "Bytes of snapshots sent to other members.",
+            &metrics.snapshot_sent_bytes,
         ),
         (
             "varve_peer_send_failures_total",

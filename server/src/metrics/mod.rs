@@ -78,6 +78,8 @@ pub struct Metrics {
     pub peer_sent_bytes: AtomicU64,
     pub peer_send_failures: AtomicU64,
     pub peer_refused: AtomicU64,
+    pub snapshot_received_bytes: AtomicU64,
+    pub snapshot_sent_bytes: AtomicU64,
     pub active_peers: AtomicU64,
     pub health_success: AtomicU64,
     pub health_failures: AtomicU64,

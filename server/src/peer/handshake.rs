@@ -46,6 +46,9 @@ pub(super) enum PeerError {
     RefusedByPeer(Refusal),
     #[error("no peer URL of member {0:x} is known")]
     NoUrl(u64),
+    /// The receiver of a snapshot will not take it, later either.
+    #[error("{0}")]
+    SnapshotRefused(String),
     #[error("{0}")]
     Other(String),
     #[error("replaced by a newer connection")]

@@ -14,11 +14,11 @@
 mod accept;
 mod handshake;
 mod link;
+mod pace;
 mod snapshot_in;
 mod snapshot_out;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
@@ -32,6 +32,7 @@ use crate::metrics::Metrics;
 use crate::rate_limit::LogLimit;
 use handshake::PeerError;
 use link::Link;
+use pace::Pace;
 
 pub use accept::PeerPort;
 
@@ -49,7 +50,8 @@ pub(crate) struct Shared {
     /// Set once the replica runs; before that nothing is sent.
     node: OnceLock<NodeHandle>,
     log_limit: LogLimit,
-    snapshots: AtomicU64,
+    /// All snapshots that leave keep to it.
+    snapshot_pace: Pace,
     /// URLs of members that connected and that the membership does not have yet.
     newcomers: Mutex<HashMap<u64, Vec<String>>>,
     /// Counts changes of the membership.
@@ -57,10 +59,6 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    fn next_snapshot(&self) -> u64 {
-        self.snapshots.fetch_add(1, Ordering::Relaxed)
-    }
-
     /// This cluster; 0 until the replica runs.
     fn cluster_id(&self) -> u64 {
         self.node.get().map_or(0, NodeHandle::cluster_id)
@@ -113,15 +111,16 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// A transport whose tasks run on `runtime`.
-    pub fn new(runtime: Handle, metrics: Arc<Metrics>) -> Self {
+    /// A transport whose tasks run on `runtime`. Snapshots leave at no more than so
+    /// many bytes a second, all together; 0 is no limit.
+    pub fn new(runtime: Handle, metrics: Arc<Metrics>, snapshot_bytes_per_second: u64) -> Self {
         Self {
             shared: Arc::new(Shared {
                 runtime,
                 metrics,
                 node: OnceLock::new(),
                 log_limit: LogLimit::new(LOG_INTERVAL),
-                snapshots: AtomicU64::new(1),
+                snapshot_pace: Pace::new(snapshot_bytes_per_second),
                 newcomers: Mutex::default(),
                 changes: watch::Sender::new(0),
             }),

@@ -1,9 +1,11 @@
 //! Sending a snapshot: a connection of its own, a window of parts that the
 //! receiver has not yet taken in, and a limit on the rate, so that neither the
-//! receiver's disk nor the network is flooded while the cluster serves.
+//! receiver's disk nor the network is flooded while the cluster serves. The receiver
+//! says first where it wants to go on.
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
@@ -11,7 +13,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 use varve_protocol::peer::{
     self, Channel, PeerFrame, SnapshotAck, SnapshotBegin, SnapshotChunk, SnapshotEnd,
 };
-use varve_raft::{SnapshotChunk as SnapshotPart, SnapshotStream};
+use varve_raft::{SnapshotAnnouncement, SnapshotOutcome, SnapshotStream};
 
 use super::Shared;
 use super::handshake::{FrameReader, PeerError, connect};
@@ -21,8 +23,6 @@ use crate::metrics::add;
 const WINDOW: u64 = 16;
 /// Parts read ahead from the store.
 const READ_AHEAD: usize = 2;
-/// Most bytes a second.
-const BYTES_PER_SECOND: u64 = 128 << 20;
 /// Pause before a failure is reported.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// How long the receiver may take for one part.
@@ -31,67 +31,62 @@ const PART_TIMEOUT: Duration = Duration::from_secs(30);
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Sends the snapshot and reports how that went.
-pub(super) async fn send(shared: &Shared, to: u64, stream: Box<dyn SnapshotStream>) {
+pub(super) async fn send(shared: &Shared, to: u64, mut stream: Box<dyn SnapshotStream>) {
+    let mut sender = match Sender::begin(shared, to, &mut *stream).await {
+        Ok(sender) => sender,
+        Err(error) => return stream.finished(failed(to, &error).await),
+    };
     let (parts_in, parts_out) = mpsc::channel(READ_AHEAD);
     let (report, reported) = oneshot::channel();
     // The store is read on a thread that may block.
     tokio::task::spawn_blocking(move || pull(stream, parts_in, reported));
-    let result = transfer(shared, to, parts_out).await;
-    if let Err(error) = &result {
-        tracing::warn!("snapshot to member {to:x} failed: {error}");
-    }
-    if result.is_err() {
-        // Raft tries again as soon as it hears of it.
-        sleep(RETRY_PAUSE).await;
-    }
+    let outcome = match sender.transfer(parts_out).await {
+        Ok(()) => {
+            tracing::info!(
+                "snapshot sent to member {to:x}: {} bytes in {} chunks in {:?}",
+                sender.bytes,
+                sender.sent - sender.first,
+                sender.started.elapsed()
+            );
+            SnapshotOutcome::Delivered
+        }
+        Err(error) => failed(to, &error).await,
+    };
     // The puller waits for it; it is gone only if the process ends.
-    let _ = report.send(result.is_ok());
+    let _ = report.send(outcome);
 }
 
-/// Reads the parts. The channel's end without a last part says that reading failed.
+/// What a failure comes to, after a pause: Raft tries again as soon as it hears of it.
+async fn failed(to: u64, error: &PeerError) -> SnapshotOutcome {
+    tracing::warn!("snapshot to member {to:x} failed: {error}");
+    sleep(RETRY_PAUSE).await;
+    match error {
+        PeerError::SnapshotRefused(_) => SnapshotOutcome::Refused,
+        _ => SnapshotOutcome::Broken,
+    }
+}
+
+/// Reads the chunks; after the last one comes a `None`, without which reading failed.
 fn pull(
     mut stream: Box<dyn SnapshotStream>,
-    parts: mpsc::Sender<SnapshotPart>,
-    reported: oneshot::Receiver<bool>,
+    parts: mpsc::Sender<Option<Bytes>>,
+    reported: oneshot::Receiver<SnapshotOutcome>,
 ) {
-    while let Some(part) = stream.next_chunk() {
-        let is_last = part.is_last;
+    loop {
+        let part = match stream.next_chunk() {
+            Ok(part) => part,
+            Err(error) => {
+                tracing::error!("a snapshot for another member: {error}");
+                break;
+            }
+        };
+        let is_last = part.is_none();
         if parts.blocking_send(part).is_err() || is_last {
             break;
         }
     }
     drop(parts);
-    stream.finished(reported.blocking_recv().unwrap_or(false));
-}
-
-async fn transfer(
-    shared: &Shared,
-    to: u64,
-    mut parts: mpsc::Receiver<SnapshotPart>,
-) -> Result<(), PeerError> {
-    let connection = connect(shared, to, Channel::Snapshot).await?;
-    let mut sender = Sender::new(shared, connection);
-    sender.begin().await?;
-    loop {
-        let part = parts
-            .recv()
-            .await
-            .ok_or_else(|| PeerError::Other("the store could not be read".to_owned()))?;
-        if !part.bytes.is_empty() {
-            sender.part(&part.bytes).await?;
-        }
-        if part.is_last {
-            break;
-        }
-    }
-    sender.end().await?;
-    tracing::info!(
-        "snapshot of {} bytes in {} parts sent to member {to:x} in {:?}",
-        sender.bytes,
-        sender.sent,
-        sender.started.elapsed()
-    );
-    Ok(())
+    stream.finished(reported.blocking_recv().unwrap_or(SnapshotOutcome::Broken));
 }
 
 struct Sender<'s> {
@@ -99,7 +94,8 @@ struct Sender<'s> {
     reader: FrameReader<tokio::net::tcp::OwnedReadHalf>,
     write: tokio::net::tcp::OwnedWriteHalf,
     id: u64,
-    /// Parts sent, and of those the ones that were taken in.
+    /// The first part that is sent; the next one; up to which they were taken in.
+    first: u64,
     sent: u64,
     taken: u64,
     bytes: u64,
@@ -108,13 +104,37 @@ struct Sender<'s> {
 }
 
 impl<'s> Sender<'s> {
-    fn new(shared: &'s Shared, stream: TcpStream) -> Self {
+    /// Connects, and asks the receiver where to go on.
+    async fn begin(
+        shared: &'s Shared,
+        to: u64,
+        stream: &mut dyn SnapshotStream,
+    ) -> Result<Self, PeerError> {
+        let connection = connect(shared, to, Channel::Snapshot).await?;
+        let announcement = stream.announcement();
+        let mut sender = Self::new(shared, connection, announcement.id);
+        let ack = sender.announce(&announcement).await?;
+        let next = stream
+            .go_on_from(&ack.position)
+            .map_err(|error| PeerError::SnapshotRefused(error.to_string()))?;
+        if next > 0 {
+            tracing::info!(
+                "member {to:x} has {next} chunks of the snapshot of index {} already",
+                announcement.index
+            );
+        }
+        (sender.first, sender.sent, sender.taken) = (next, next, next);
+        Ok(sender)
+    }
+
+    fn new(shared: &'s Shared, stream: TcpStream, id: u64) -> Self {
         let (read, write) = stream.into_split();
         Self {
             shared,
             reader: FrameReader::new(read),
             write,
-            id: shared.next_snapshot(),
+            id,
+            first: 0,
             sent: 0,
             taken: 0,
             bytes: 0,
@@ -132,25 +152,44 @@ impl<'s> Sender<'s> {
         Ok(())
     }
 
-    async fn begin(&mut self) -> Result<(), PeerError> {
+    async fn announce(
+        &mut self,
+        announcement: &SnapshotAnnouncement,
+    ) -> Result<SnapshotAck, PeerError> {
         peer::encode_snapshot_begin(
             &mut self.out,
             &SnapshotBegin {
-                id: self.id,
-                ..SnapshotBegin::default()
+                id: announcement.id,
+                index: announcement.index,
+                term: announcement.term,
+                estimated_bytes: 0,
+                message: &announcement.message,
             },
         );
         self.flush().await?;
-        self.ack(PART_TIMEOUT).await.map(drop)
+        self.ack(PART_TIMEOUT).await
+    }
+
+    async fn transfer(
+        &mut self,
+        mut parts: mpsc::Receiver<Option<Bytes>>,
+    ) -> Result<(), PeerError> {
+        loop {
+            let part = parts.recv().await;
+            match part.ok_or_else(|| PeerError::Other("the store could not be read".to_owned()))? {
+                Some(part) => self.part(&part).await?,
+                None => return self.end().await,
+            }
+        }
     }
 
     async fn part(&mut self, data: &[u8]) -> Result<(), PeerError> {
         while self.sent - self.taken >= WINDOW {
             self.taken = self.ack(PART_TIMEOUT).await?.next;
         }
-        // The time at which this much may have been sent.
-        let due = Duration::from_secs_f64(self.bytes as f64 / BYTES_PER_SECOND as f64);
-        sleep_until((self.started + due).into()).await;
+        if let Some(due) = self.shared.snapshot_pace.take(data.len()) {
+            sleep_until(due.into()).await;
+        }
         peer::encode_snapshot_chunk(
             &mut self.out,
             &SnapshotChunk {
@@ -161,6 +200,7 @@ impl<'s> Sender<'s> {
         );
         self.sent += 1;
         self.bytes += data.len() as u64;
+        add(&self.shared.metrics.snapshot_sent_bytes, data.len() as u64);
         self.flush().await
     }
 
@@ -187,7 +227,8 @@ impl<'s> Sender<'s> {
             .ok_or_else(|| std::io::Error::from(std::io::ErrorKind::UnexpectedEof))?;
         match PeerFrame::decode(frame.header.opcode, &frame.body)? {
             PeerFrame::SnapshotAck(ack) if ack.failure.is_empty() => Ok(ack),
-            PeerFrame::SnapshotAck(ack) => Err(PeerError::Other(ack.failure)),
+            PeerFrame::SnapshotAck(ack) if ack.later => Err(PeerError::Other(ack.failure)),
+            PeerFrame::SnapshotAck(ack) => Err(PeerError::SnapshotRefused(ack.failure)),
             PeerFrame::Refused(refusal) => Err(PeerError::RefusedByPeer(refusal)),
             _ => Err(PeerError::Unexpected(frame.header.opcode)),
         }

@@ -96,6 +96,8 @@ pub struct Member {
     child: Option<Child>,
     /// `--initial-cluster` and `--initial-cluster-state`, where they differ from the others'.
     pub joins: Option<String>,
+    /// Further flags of this one; they win over the others.
+    pub extra: Vec<String>,
 }
 
 impl Member {
@@ -256,6 +258,7 @@ impl Cluster {
                 data_dir: directory.path().join(format!("n{number}.varve")),
                 child: None,
                 joins: None,
+                extra: Vec::new(),
             })
             .collect();
         let initial_cluster: Vec<_> = members
@@ -315,6 +318,7 @@ impl Cluster {
         .flat_map(|(flag, value)| [flag.to_owned(), value])
         .collect();
         arguments.extend(self.flags.iter().cloned());
+        arguments.extend(member.extra.iter().cloned());
         arguments
     }
 

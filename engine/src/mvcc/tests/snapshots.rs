@@ -98,6 +98,32 @@ fn a_broken_transfer_goes_on_where_it_was() {
 }
 
 #[test]
+fn loading_goes_on_in_another_process() {
+    let bench = filled();
+    let chunks = chunks(&bench, 900);
+    let target = empty();
+    assert!(SnapshotSink::resume(Arc::clone(&target)).unwrap().is_none());
+    let mut sink = SnapshotSink::labelled(Arc::clone(&target), b"of a member").unwrap();
+    for (number, chunk) in chunks.iter().enumerate() {
+        sink.push(chunk).unwrap();
+        if number + 1 == chunks.len() {
+            break;
+        }
+        let before = sink.position();
+        drop(sink);
+        let (again, label) = SnapshotSink::resume(Arc::clone(&target)).unwrap().unwrap();
+        assert_eq!(
+            (again.position(), &label[..]),
+            (before, &b"of a member"[..])
+        );
+        sink = again;
+    }
+    sink.finish().unwrap();
+    same(&Bench::on(Arc::clone(&target)), &bench);
+    assert!(SnapshotSink::resume(target).unwrap().is_none());
+}
+
+#[test]
 fn a_damaged_chunk_is_refused_and_can_be_sent_again() {
     let bench = filled();
     let chunks = chunks(&bench, 900);
