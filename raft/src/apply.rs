@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
-use varve_engine::backend::{Applied, Upkeep, VacuumExtent};
+use varve_engine::backend::{Applied, Lookahead, Upkeep, VacuumExtent};
 use varve_engine::mutations::{Mutation, is_on};
 use varve_engine::mvcc::{BatchOptions, CommandResponse, LiveEvents, Reply, Store, View, WriteTxn};
 use varve_engine::wal::WalReader;
@@ -19,7 +19,7 @@ use varve_types::{ApiError, Command, Commands};
 
 use crate::change::Tagged;
 use crate::changes::AppliedChange;
-use crate::entry::{self, Ahead};
+use crate::entry;
 use crate::error::RaftError;
 use crate::io::{EntryData, ToApply};
 use crate::loading::LoadedStore;
@@ -31,8 +31,6 @@ use crate::node::Watchers;
 use crate::proposals::Sinks;
 use crate::sink::{ChangeSink, Completion};
 
-/// Commands whose keys are prefetched at a time.
-const PREFETCH_COMMANDS: usize = 16;
 /// A batch ends after the entry with which its answers come to this many bytes
 /// of keys and values. All of them are in memory until the batch is published;
 /// those of one entry are bounded when it is packed.
@@ -130,7 +128,6 @@ impl Applier {
             changed: &mut membership,
             answers: &mut self.answers,
             commands: &mut commands,
-            prefetched: 0,
             changes: &mut changes,
             outcomes: &mut outcomes,
         };
@@ -280,8 +277,6 @@ struct Batch<'a> {
     changed: &'a mut Option<Membership>,
     answers: &'a mut Vec<Answer>,
     commands: &'a mut u64,
-    /// Commands still to come whose keys were prefetched.
-    prefetched: usize,
     changes: &'a mut Vec<AppliedChange>,
     /// The outcomes of changes, with the entry's place in the batch.
     outcomes: &'a mut Vec<(usize, ChangeOutcome)>,
@@ -307,7 +302,7 @@ impl Batch<'_> {
             Ok(decoded) => decoded,
             Err(_) => return Ok(()),
         };
-        let mut ahead = Ahead::new(&proposals);
+        let mut ahead = Lookahead::new(proposals.raw_commands());
         let mut number = 0;
         while let Ok(Some((count, commands))) = proposals.next_proposal() {
             if let Some(Some(_)) = sinks.get(number) {
@@ -323,15 +318,16 @@ impl Batch<'_> {
         Ok(())
     }
 
-    fn commands(
+    fn commands<'c>(
         &mut self,
         txn: &mut WriteTxn<'_>,
         mut commands: Commands<'_>,
-        ahead: &mut Ahead<'_>,
+        ahead: &mut Lookahead<'c, impl Iterator<Item = (u8, &'c [u8])> + Clone>,
         mut reply: impl FnMut(Reply),
     ) -> Result<(), RaftError> {
         while let Ok(Some((opcode, body))) = commands.next_command() {
-            self.count(txn, ahead);
+            *self.commands += 1;
+            txn.look_ahead(ahead);
             reply(match Command::decode_body(opcode, body) {
                 Ok(Command::MemberAttributes(attributes)) => {
                     self.publish_member(attributes);
@@ -351,14 +347,15 @@ impl Batch<'_> {
         Ok(())
     }
 
-    fn silent(
+    fn silent<'c>(
         &mut self,
         txn: &mut WriteTxn<'_>,
         mut commands: Commands<'_>,
-        ahead: &mut Ahead<'_>,
+        ahead: &mut Lookahead<'c, impl Iterator<Item = (u8, &'c [u8])> + Clone>,
     ) -> Result<(), RaftError> {
         while let Ok(Some((opcode, body))) = commands.next_command() {
-            self.count(txn, ahead);
+            *self.commands += 1;
+            txn.look_ahead(ahead);
             match Command::decode_body(opcode, body) {
                 Ok(Command::MemberAttributes(attributes)) => self.publish_member(attributes),
                 Ok(command) => txn.apply_silent(&command)?,
@@ -366,27 +363,6 @@ impl Batch<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Counts a command that is about to be applied, and now and then has the
-    /// engine bring in what this one and the next ones need.
-    fn count(&mut self, txn: &WriteTxn<'_>, ahead: &mut Ahead<'_>) {
-        *self.commands += 1;
-        if self.prefetched == 0 {
-            let mut keys = [&[][..]; PREFETCH_COMMANDS];
-            let mut found = 0;
-            while self.prefetched < PREFETCH_COMMANDS
-                && let Some((opcode, body)) = ahead.next_command()
-            {
-                self.prefetched += 1;
-                if let Some(key) = Command::first_key(opcode, body) {
-                    keys[found] = key;
-                    found += 1;
-                }
-            }
-            txn.prefetch(&keys[..found]);
-        }
-        self.prefetched = self.prefetched.saturating_sub(1);
     }
 
     /// Changes the members. The leader has made sure that it can be done, with all

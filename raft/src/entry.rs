@@ -104,34 +104,12 @@ impl<'a> Proposals<'a> {
         let bytes = self.reader.bytes("commands")?;
         Ok(Some((count, Commands::new(bytes))))
     }
-}
 
-/// Goes over the commands of an entry ahead of who applies them.
-pub(crate) struct Ahead<'a> {
-    proposals: Proposals<'a>,
-    commands: Option<Commands<'a>>,
-}
-
-impl<'a> Ahead<'a> {
-    /// Stands before what `proposals` has left.
-    pub(crate) fn new(proposals: &Proposals<'a>) -> Self {
-        Self {
-            proposals: proposals.clone(),
-            commands: None,
-        }
-    }
-
-    /// The next command; none at the end, or where the entry is malformed.
-    pub(crate) fn next_command(&mut self) -> Option<(u8, &'a [u8])> {
-        loop {
-            if let Some(commands) = &mut self.commands
-                && let Some(command) = commands.next_command().ok()?
-            {
-                return Some(command);
-            }
-            let (_, commands) = self.proposals.next_proposal().ok()??;
-            self.commands = Some(commands);
-        }
+    /// Opcodes and bodies of the commands that are left, up to what is malformed.
+    pub(crate) fn raw_commands(&self) -> impl Iterator<Item = (u8, &'a [u8])> + Clone + use<'a> {
+        let mut proposals = self.clone();
+        let left = std::iter::from_fn(move || proposals.next_proposal().ok().flatten());
+        left.flat_map(|(_, commands)| commands.raw())
     }
 }
 

@@ -21,6 +21,7 @@ pub mod fjall;
 pub mod held;
 #[cfg(feature = "lmdb")]
 pub mod lmdb;
+mod lookahead;
 pub mod memory;
 #[cfg(any(feature = "redb", feature = "fjall"))]
 mod overlay;
@@ -35,6 +36,7 @@ mod treap;
 mod upkeep;
 
 pub use error::BackendError;
+pub use lookahead::Lookahead;
 pub use registry::{NAMES, Options, open, open_store};
 pub use upkeep::Upkeep;
 
@@ -131,6 +133,10 @@ pub trait Batch: Read {
     /// time instead of one after another. Changes nothing. A few dozen keys at
     /// a time do most; more only push each other out.
     fn prefetch(&self, _tree: TreeId, _keys: &[&[u8]]) {}
+
+    /// The same for the disk: starts reading what is not in memory. Some
+    /// hundreds of keys at a time do most.
+    fn read_ahead(&mut self, _tree: TreeId, _keys: &[&[u8]]) {}
 
     /// Sets `key` to `value`.
     fn put(&mut self, tree: TreeId, key: &[u8], value: &[u8]) -> Result<()>;

@@ -133,6 +133,14 @@ impl Batch for WriteBatch<'_> {
         }
     }
 
+    fn read_ahead(&mut self, tree: TreeId, keys: &[&[u8]]) {
+        if let Ok(root) = root_of(&self.state.roots, tree)
+            && prefetch::read_ahead(self.pages.view(), root, keys)
+        {
+            self.pages.set_cold();
+        }
+    }
+
     fn put(&mut self, tree: TreeId, key: &[u8], value: &[u8]) -> Result<()> {
         self.write(tree, |writer| writer.put(key, value))
     }

@@ -10,7 +10,7 @@
 
 use super::meta::Meta;
 use super::page::PAGE_BYTES;
-use super::pager::disk_error;
+use super::pager::{Pager, View, disk_error};
 use super::space::Extent;
 use super::store::{Keeper, Shared};
 use crate::backend::{Applied, Result};
@@ -34,17 +34,14 @@ pub(super) fn checkpoint(shared: &Shared) -> Result<Applied> {
         (pin, space.live(), space.take_unsealed())
     };
     let state = *pin.state();
+    let is_cold = shared.is_cold();
     // From here on a deletion of a range need not look at leaves that are older:
     // see `Pages::is_checkpointed`.
     shared.set_begun(state.number);
 
     let pager = shared.pager();
     let view = pager.pinned(&pin);
-    for page in pages_of(&unsealed) {
-        pager
-            .seal(view, page)
-            .map_err(|error| shared.latch(error))?;
-    }
+    seal(pager, view, &unsealed, is_cold).map_err(|error| shared.latch(error))?;
 
     // The file's end is what it is now, before the sync that makes it durable.
     let (free_map, end) = {
@@ -75,6 +72,24 @@ pub(super) fn checkpoint(shared: &Shared) -> Result<Applied> {
     shared.recycle_if_idle();
     cut(shared)?;
     Ok(state.applied)
+}
+
+/// Fills in the checksums of new pages. Where not all is in memory, some of them
+/// may have been written and let go of meanwhile; many are read at a time then.
+fn seal(pager: &Pager, view: View<'_>, unsealed: &[u64], is_cold: bool) -> Result<()> {
+    const WINDOW_WORDS: usize = 16; // 1024 pages, 4 MiB
+    for (window, words) in unsealed.chunks(WINDOW_WORDS).enumerate() {
+        let first = (window * WINDOW_WORDS * 64) as u64;
+        let pages = || pages_of(words).map(|page| first + page);
+        if is_cold {
+            let absent = pages().filter(|page| !view.is_resident(*page));
+            absent.for_each(|page| view.will_need(page));
+        }
+        for page in pages() {
+            pager.seal(view, page)?;
+        }
+    }
+    Ok(())
 }
 
 /// Cuts off what a vacuum emptied at the file's end. The durable state does not

@@ -104,7 +104,8 @@ impl Backend for Btree {
     }
 
     fn wants_checkpoint(&self, idle: bool) -> bool {
-        self.shared.space().wants_checkpoint(idle)
+        let is_cold = self.shared.is_cold();
+        self.shared.space().wants_checkpoint(idle, is_cold)
     }
 
     fn wants_vacuum(&self, idle: bool) -> bool {

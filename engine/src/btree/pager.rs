@@ -78,6 +78,7 @@ impl Pager {
     /// Maps `file`, of which `end` pages exist, reserving `map_bytes`.
     pub(super) fn new(file: Arc<dyn File>, map_bytes: usize, opened: u64) -> Result<Self> {
         let map = file.map(map_bytes).map_err(disk_error)?;
+        map.expect_random_access();
         let capacity = (map.reserved_bytes() / PAGE_BYTES) as u64;
         let end = (file.len().map_err(disk_error)? / PAGE_BYTES as u64).min(capacity);
         Ok(Self {
@@ -210,6 +211,21 @@ impl Pager {
         }
     }
 
+    /// Has a page in memory that is about to be written to, and whose content
+    /// nobody needs: written as part of a file it is not read first.
+    pub(super) fn bring_in_free(&self, number: u64) -> Result<()> {
+        const EMPTY: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+        if self.is_resident(number) {
+            return Ok(());
+        }
+        let written = self.file.write_at(&EMPTY, number * PAGE_BYTES as u64);
+        written.map_err(disk_error)
+    }
+
+    fn is_resident(&self, number: u64) -> bool {
+        number >= self.end() || self.map.is_resident(number as usize * PAGE_BYTES)
+    }
+
     fn address(&self, number: u64) -> *mut Page {
         // SAFETY: callers checked that the page is inside the map.
         unsafe { self.map.base().cast::<Page>().add(number as usize) }
@@ -309,6 +325,19 @@ impl<'v> View<'v> {
     #[inline]
     pub(super) fn prefetch_all(&self, number: u64) {
         self.prefetch_lines(number, PAGE_LINES);
+    }
+
+    /// Whether reading a page would not wait for the disk.
+    pub(super) fn is_resident(&self, number: u64) -> bool {
+        self.pager.is_resident(number)
+    }
+
+    /// Starts reading a page.
+    pub(super) fn will_need(&self, number: u64) {
+        if number < self.pager.end() {
+            let map = &self.pager.map;
+            map.will_need(number as usize * PAGE_BYTES, PAGE_BYTES);
+        }
     }
 
     #[inline]

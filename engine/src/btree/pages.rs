@@ -23,6 +23,8 @@ pub(super) struct Pages<'b> {
     /// Taken and not used yet, or not any more; the lowest last.
     pool: Vec<u64>,
     leftovers: Leftovers,
+    /// Whether pages were found that are not in memory.
+    is_cold: bool,
 }
 
 impl<'b> Pages<'b> {
@@ -32,6 +34,7 @@ impl<'b> Pages<'b> {
             token: BatchToken::new(birth),
             pool: Vec::new(),
             leftovers: Leftovers::default(),
+            is_cold: false,
         }
     }
 
@@ -52,6 +55,18 @@ impl<'b> Pages<'b> {
         self.view().page(number)
     }
 
+    /// Not all of the store is in memory.
+    pub(super) fn set_cold(&mut self) {
+        self.is_cold = true;
+        self.shared.set_cold(self.birth());
+    }
+
+    /// Whether to look at a page would wait for the disk, as far as the batch has
+    /// reason to ask.
+    pub(super) fn is_absent(&self, number: u64) -> bool {
+        self.is_cold && !self.view().is_resident(number)
+    }
+
     /// A page that this batch made.
     pub(super) fn page_mut(&mut self, number: u64) -> &mut Page {
         self.shared.pager().page_mut(&mut self.token, number)
@@ -59,10 +74,14 @@ impl<'b> Pages<'b> {
 
     fn take(&mut self) -> Result<u64> {
         self.fill_pool()?;
-        self.pool.pop().ok_or_else(|| BackendError::Other {
+        let page = self.pool.pop().ok_or_else(|| BackendError::Other {
             engine: super::NAME,
             message: "no free page was found".to_owned(),
-        })
+        })?;
+        if self.is_cold {
+            self.pager().bring_in_free(page)?;
+        }
+        Ok(page)
     }
 
     fn fill_pool(&mut self) -> Result<()> {

@@ -1,5 +1,5 @@
 //! Going down for many keys side by side, so that the processor waits for
-//! memory once a level and not once a page.
+//! memory once a level and not once a page, and for the disk as well.
 //!
 //! A put of a random key in a tree that is larger than the caches waits for its
 //! leaf several times over: for the slots, for a cell, then for the rest of the
@@ -53,4 +53,48 @@ fn step<'v>(view: View<'v>, lane: &mut Option<&'v Page>, key: &[u8]) -> bool {
     view.prefetch(child);
     *lane = view.page(child).ok();
     lane.is_some()
+}
+
+/// The leaf of one of so many keys tells whether others may be absent too.
+const SAMPLE: usize = 32;
+
+/// Starts reading the pages on the way to `keys` that are not in memory; whether
+/// there were any. Waits for branches only, and for those of one level at a time.
+pub(super) fn read_ahead(view: View<'_>, root: &Root, keys: &[&[u8]]) -> bool {
+    if root.page == 0 {
+        return false;
+    }
+    let Ok(top) = view.page(root.page) else {
+        return false;
+    };
+    let mut sample: Vec<_> = keys.iter().step_by(SAMPLE).map(|_| root.page).collect();
+    for _ in 0..top.level() {
+        let keys = keys.iter().step_by(SAMPLE);
+        sample
+            .iter_mut()
+            .zip(keys)
+            .for_each(|(lane, key)| go_down(view, lane, key));
+    }
+    if sample.iter().all(|leaf| view.is_resident(*leaf)) {
+        return false;
+    }
+    let mut lanes = vec![root.page; keys.len()];
+    for _ in 0..top.level() {
+        for (lane, key) in lanes.iter_mut().zip(keys) {
+            go_down(view, lane, key);
+            if !view.is_resident(*lane) {
+                view.will_need(*lane);
+            }
+        }
+    }
+    true
+}
+
+/// Goes one level down; a damaged page is left to whoever needs it.
+fn go_down(view: View<'_>, lane: &mut u64, key: &[u8]) {
+    if let Ok(page) = view.page(*lane)
+        && page.is_branch()
+    {
+        *lane = page.child_page(page.child_for(key));
+    }
 }

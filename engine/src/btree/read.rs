@@ -44,7 +44,15 @@ struct Walk<'v> {
     direction: Direction,
     /// Branches on the way, and the child taken in each.
     branches: Vec<(&'v Page, usize)>,
+    /// Leaves until it is looked again whether the next ones are in memory.
+    until_look: usize,
 }
+
+/// A scan is a long one after so many leaves, and looks whether the next ones
+/// are in memory every so many.
+const LOOK_LEAVES: usize = 16;
+/// Leaves that are then read at a time if not.
+const READ_AHEAD_LEAVES: usize = 64;
 
 impl<'v> Walk<'v> {
     /// Goes down from `root` to the leaf where bounds begin.
@@ -74,15 +82,44 @@ impl<'v> Walk<'v> {
 
     /// Loads the leaf after this one ahead of time, if it has the same parent.
     fn prefetch_next(&self) {
-        let Some((page, index)) = self.branches.last() else {
+        if let Some(leaf) = self.siblings().next() {
+            self.view.prefetch(leaf);
+        }
+    }
+
+    /// The leaves after this one that have the same parent.
+    fn siblings(&self) -> impl Iterator<Item = u64> {
+        let direction = self.direction;
+        let last = self.branches.last().copied();
+        last.into_iter().flat_map(move |(page, index)| {
+            let left = match direction {
+                Direction::Forward => page.count() - 1 - index,
+                Direction::Backward => index,
+            };
+            (1..=left).map(move |step| {
+                page.child_page(match direction {
+                    Direction::Forward => index + step,
+                    Direction::Backward => index - step,
+                })
+            })
+        })
+    }
+
+    /// Counts a leaf; now and then in a long scan has the disk read many of the
+    /// next ones at a time.
+    fn read_ahead(&mut self) {
+        self.until_look -= 1;
+        if self.until_look > 0 {
             return;
-        };
-        let next = match self.direction {
-            Direction::Forward => index + 1,
-            Direction::Backward => index.wrapping_sub(1),
-        };
-        if next < page.count() {
-            self.view.prefetch(page.child_page(next));
+        }
+        self.until_look = LOOK_LEAVES;
+        let view = self.view;
+        // The last of them: those before it may have been asked for before.
+        let last = self.siblings().take(READ_AHEAD_LEAVES).last();
+        if last.is_some_and(|leaf| !view.is_resident(leaf)) {
+            let absent = self.siblings().take(READ_AHEAD_LEAVES);
+            let absent = absent.filter(|leaf| !view.is_resident(*leaf));
+            absent.for_each(|leaf| view.will_need(leaf));
         }
     }
 
@@ -118,12 +155,14 @@ pub(super) fn scan(
         view,
         direction,
         branches: Vec::with_capacity(8),
+        until_look: LOOK_LEAVES,
     };
     let mut key = Vec::with_capacity(64);
     let mut leaf = Some(walk.start(root.page, bounds)?);
     let mut bounds = bounds;
     while let Some(page) = leaf {
         walk.prefetch_next();
+        walk.read_ahead();
         let range = page.slots_within(bounds);
         prefetch_cells(page, range.clone());
         // Bounds that end inside this leaf end the walk; those where it began

@@ -24,6 +24,8 @@ const GROWTH_PART: u64 = 64;
 
 /// Pages that may wait for a checkpoint beside twice as many as are in use: 64 MiB.
 const MOST_WAITING_PAGES: u64 = 16_384;
+/// New pages that may wait for a checkpoint where not all is in memory: 32 MiB.
+const MOST_DIRTY_COLD_PAGES: u64 = 8192;
 /// Spare pages that are no reason for a vacuum: 4 MiB.
 const LEAST_SPARE_PAGES: u64 = 1024;
 /// Free pages that a vacuum leaves: the next batches need some.
@@ -78,6 +80,8 @@ pub(super) struct Space {
     live: Vec<Arc<ChunkWords>>,
     /// Live pages that have no checksum yet; of a run its first page.
     unsealed: Vec<u64>,
+    /// Pages that batches took since the last checkpoint began.
+    dirty_pages: u64,
     /// Taken by the open batch.
     taken: Vec<Extent>,
     /// Freed, but perhaps still needed.
@@ -199,6 +203,7 @@ impl Space {
     pub(super) fn publish(&mut self, number: u64, leftovers: Leftovers) {
         for extent in std::mem::take(&mut self.taken) {
             self.set_live(extent, true);
+            self.dirty_pages += extent.pages;
             self.unsealed[(extent.page / 64) as usize] |= 1 << (extent.page % 64);
         }
         for extent in leftovers.unused {
@@ -305,7 +310,12 @@ impl Space {
     /// Whether a checkpoint would help a vacuum on, or free very many pages: a
     /// store that is written to may use twice as much again as it holds, one that
     /// is `idle` an eighth.
-    pub(super) fn wants_checkpoint(&self, idle: bool) -> bool {
+    /// Where not all is in memory, new pages take room from what is read, and the
+    /// kernel is slow to take back what is mapped and dirty: they are written soon.
+    pub(super) fn wants_checkpoint(&self, idle: bool, is_cold: bool) -> bool {
+        if is_cold && self.dirty_pages > MOST_DIRTY_COLD_PAGES {
+            return true;
+        }
         let waiting = self.limbo.checkpointed_pages();
         let used = self.end - self.free.count() - waiting;
         let most_waiting = if idle {
@@ -365,6 +375,7 @@ impl Space {
     /// The pages of the newest published state that need a checksum, for a
     /// checkpoint of it, which from now on sees to that.
     pub(super) fn take_unsealed(&mut self) -> Vec<u64> {
+        self.dirty_pages = 0;
         let empty = vec![0; self.unsealed.len()];
         std::mem::replace(&mut self.unsealed, empty)
     }

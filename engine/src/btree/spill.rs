@@ -84,8 +84,13 @@ fn refill(
 /// emptier of its neighbours under the same parent.
 fn choose(pages: &Pages<'_>, parent: Step) -> Result<Option<usize>> {
     let branch = pages.page(parent.page)?;
-    let room =
-        |index: usize| -> Result<usize> { Ok(pages.page(branch.child_page(index))?.total_free()) };
+    let room = |index: usize| -> Result<usize> {
+        match branch.child_page(index) {
+            // Worth less than the time to read it.
+            page if pages.is_absent(page) => Ok(0),
+            page => Ok(pages.page(page)?.total_free()),
+        }
+    };
     let left = match parent.index {
         0 => 0,
         index => room(index - 1)?,

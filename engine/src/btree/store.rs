@@ -29,6 +29,8 @@ pub(super) struct Shared {
     /// The state of the last durable checkpoint.
     durable: AtomicU64,
     durable_applied: Mutex<Applied>,
+    /// The newest state whose batch met pages that were not in memory.
+    cold: AtomicU64,
     latch: OnceLock<String>,
 }
 
@@ -58,6 +60,7 @@ impl Shared {
             begun: AtomicU64::new(state.number),
             durable: AtomicU64::new(state.number),
             durable_applied: Mutex::new(state.applied),
+            cold: AtomicU64::new(0),
             latch: OnceLock::new(),
         }
     }
@@ -88,6 +91,16 @@ impl Shared {
 
     pub(super) fn set_begun(&self, state: u64) {
         self.begun.store(state, SeqCst);
+    }
+
+    pub(super) fn set_cold(&self, state: u64) {
+        self.cold.store(state, SeqCst);
+    }
+
+    /// Whether the store met pages that were not in memory since the last
+    /// checkpoint began.
+    pub(super) fn is_cold(&self) -> bool {
+        self.cold.load(SeqCst) > self.begun()
     }
 
     /// The state of the last durable checkpoint, and how far it applies.

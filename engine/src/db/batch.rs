@@ -11,6 +11,7 @@ use varve_types::{
 };
 
 use super::error::{DbError, Result};
+use super::machine::Logged;
 use crate::wal::{Group, MAX_PAYLOAD_BYTES};
 
 /// The kind of a batch's record.
@@ -144,53 +145,41 @@ fn check_key(key: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Commands whose keys are told ahead at a time.
-const AHEAD: usize = 16;
-
-/// What [`decode`] comes by.
-pub(super) enum Step<'s, 'a> {
-    /// The keys of the commands that come next.
-    Ahead(&'s [&'a [u8]]),
-    /// The next command.
-    Next(Command<'a>),
+/// The commands of a batch's record. The text says what the record is not.
+pub(super) fn commands(payload: &[u8]) -> std::result::Result<Commands<'_>, String> {
+    match payload.split_first() {
+        Some((&FORMAT, commands)) => Ok(Commands::new(commands)),
+        _ => Err("not a batch of this format".to_owned()),
+    }
 }
 
-/// Calls `each` with the commands of a batch's record, and with the keys of the
-/// next few before them. The text says what the record is not.
+/// Opcodes and bodies of the commands of batches, to look ahead in them.
+pub(super) fn raw<'a>(batches: &'a [Logged<'a>]) -> impl Iterator<Item = (u8, &'a [u8])> + Clone {
+    let batches = batches.iter();
+    batches.flat_map(|batch| commands(batch.payload).into_iter().flat_map(Commands::raw))
+}
+
+/// Calls `each` with the commands of a batch's record. The text says what the
+/// record is not.
 pub(super) fn decode<'a>(
     payload: &'a [u8],
-    mut each: impl FnMut(Step<'_, 'a>) -> Result<()>,
+    mut each: impl FnMut(Command<'a>) -> Result<()>,
 ) -> Result<std::result::Result<(), String>> {
-    let Some((&FORMAT, commands)) = payload.split_first() else {
-        return Ok(Err("not a batch of this format".to_owned()));
+    let mut commands = match commands(payload) {
+        Ok(commands) => commands,
+        Err(what) => return Ok(Err(what)),
     };
-    let mut commands = Commands::new(commands);
-    let mut ahead = commands.clone();
-    for number in 0.. {
-        if number % AHEAD == 0 {
-            let (mut keys, mut found) = ([&[][..]; AHEAD], 0);
-            for _ in 0..AHEAD {
-                let Ok(Some((opcode, body))) = ahead.next_command() else {
-                    break;
-                };
-                if let Some(key) = Command::first_key(opcode, body) {
-                    keys[found] = key;
-                    found += 1;
-                }
-            }
-            each(Step::Ahead(&keys[..found]))?;
-        }
+    loop {
         let next = match commands.next_command() {
             Ok(Some((opcode, body))) => Command::decode_body(opcode, body),
-            Ok(None) => break,
+            Ok(None) => return Ok(Ok(())),
             Err(error) => Err(error),
         };
         match next {
-            Ok(command) => each(Step::Next(command))?,
+            Ok(command) => each(command)?,
             Err(error) => return Ok(Err(error.to_string())),
         }
     }
-    Ok(Ok(()))
 }
 
 #[cfg(test)]
@@ -268,7 +257,7 @@ mod tests {
 
     #[test]
     fn foreign_records_are_told() {
-        let none = |_: Step<'_, '_>| Ok(());
+        let none = |_: Command<'_>| Ok(());
         assert!(decode(&[], none).unwrap().is_err());
         assert!(decode(&[2], none).unwrap().is_err());
         assert!(decode(&[1, 9], none).unwrap().is_err());

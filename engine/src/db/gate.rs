@@ -159,9 +159,9 @@ impl<T> Gate<T> {
     }
 
     fn call_for_checkpoint(&self, state: &mut State<T>) {
-        if self.bounds.max_log_bytes.is_some()
-            && self.log_bytes(state) >= self.bounds.checkpoint_log_bytes
-        {
+        let is_long = self.bounds.max_log_bytes.is_some()
+            && self.log_bytes(state) >= self.bounds.checkpoint_log_bytes;
+        if is_long || self.backend.wants_checkpoint(false) {
             state.is_checkpoint_due = true;
             self.checkpoint_due.notify_one();
         }

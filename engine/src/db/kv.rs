@@ -7,14 +7,14 @@ use std::time::Instant;
 
 use varve_types::{Command, KeyRange};
 
-use super::batch::{Step, WriteBatch, decode};
+use super::batch::{WriteBatch, decode, raw};
 use super::error::Result;
 use super::machine::{Logged, Machine, applied};
 use super::options::Options;
 use super::pending::Pending;
 use super::pipeline::{self, Pipeline};
 use crate::backend::{
-    Backend, CheckReport, Direction, Snapshot, Stats, Sums, TreeId, Upkeep, Visitor,
+    Backend, CheckReport, Direction, Lookahead, Snapshot, Stats, Sums, TreeId, Upkeep, Visitor,
 };
 use crate::disk::Disk;
 use crate::wal::{Identity, WalStats};
@@ -185,12 +185,13 @@ impl Machine for Map {
             return Ok(());
         };
         let mut changes = self.backend.begin()?;
+        let mut ahead = Lookahead::new(raw(batches));
         for batch in batches {
-            let read = decode(batch.payload, |step| {
-                match step {
-                    Step::Ahead(keys) => changes.prefetch(TREE, keys),
-                    Step::Next(Command::Put(put)) => changes.put(TREE, put.key, put.value)?,
-                    Step::Next(Command::DeleteRange(delete)) => match delete.range() {
+            let read = decode(batch.payload, |command| {
+                ahead.step(&mut *changes, TREE);
+                match command {
+                    Command::Put(put) => changes.put(TREE, put.key, put.value)?,
+                    Command::DeleteRange(delete) => match delete.range() {
                         KeyRange::One(key) => drop(changes.delete(TREE, key)?),
                         range if range.is_empty() => {}
                         range => drop(changes.delete_range(TREE, range.bounds())?),

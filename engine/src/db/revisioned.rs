@@ -9,14 +9,14 @@ use varve_types::{
     KeyValueRef, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
 };
 
-use super::batch::{Step, WriteBatch, decode, ends};
+use super::batch::{WriteBatch, decode, ends, raw};
 use super::error::{DbError, Result};
 use super::iter::Iter;
 use super::machine::{Logged, Machine, applied};
 use super::options::Options;
 use super::pending::Pending;
 use super::pipeline::{self, Pipeline};
-use crate::backend::{Backend, Direction, Stats, Upkeep};
+use crate::backend::{Backend, Direction, Lookahead, Stats, Upkeep};
 use crate::disk::Disk;
 use crate::mvcc::{
     BatchOptions, CommandResponse, Limits, MvccReport, Reader, Reply, Store, View, validate,
@@ -264,16 +264,11 @@ impl Machine for Revisioned {
             return Ok(());
         };
         let mut txn = self.store.begin(BatchOptions::default())?;
+        let mut ahead = Lookahead::new(raw(batches));
         for batch in batches {
             let mut replies = Vec::new();
-            let read = decode(batch.payload, |step| {
-                let command = match step {
-                    Step::Ahead(keys) => {
-                        txn.prefetch(keys);
-                        return Ok(());
-                    }
-                    Step::Next(command) => command,
-                };
+            let read = decode(batch.payload, |command| {
+                txn.look_ahead(&mut ahead);
                 if let Command::MemberAttributes(_) = command {
                     return Err(batch.foreign("a member's attributes, as nodes log them".into()));
                 }

@@ -125,6 +125,49 @@ impl Map {
         }
     }
 
+    /// Says that pages are used in no order: one that is not in memory is read
+    /// alone. The kernel would else read its neighbours too (`read_ahead_kb` of
+    /// the disk, 8 MiB on some), and with less memory than data push out what
+    /// is needed next.
+    pub fn expect_random_access(&self) {
+        self.advise(0, self.length, libc::MADV_RANDOM);
+    }
+
+    /// Has the range read into memory, without waiting for it.
+    ///
+    /// # Panics
+    /// If the range is outside the reservation.
+    pub fn will_need(&self, offset: usize, length: usize) {
+        self.check(offset, length);
+        self.advise(offset, length, libc::MADV_WILLNEED);
+    }
+
+    /// Whether the page of the system at `offset` is in memory: reading it would
+    /// not wait for the disk.
+    ///
+    /// # Panics
+    /// If the page is outside the reservation.
+    pub fn is_resident(&self, offset: usize) -> bool {
+        self.check(offset, 1);
+        if !self.region.is_file {
+            return true;
+        }
+        let mut state = 0u8;
+        // SAFETY: within the reservation (checked); one byte is written for the
+        // one page that a byte lies in.
+        let done = unsafe { libc::mincore(self.base().add(offset).cast(), 1, &raw mut state) };
+        done != 0 || state & 1 == 1
+    }
+
+    fn advise(&self, offset: usize, length: usize, advice: libc::c_int) {
+        if self.region.is_file {
+            // SAFETY: within the reservation (checked by the callers). These
+            // advices change when pages are read, and nothing else; where one is
+            // refused all goes on without it.
+            unsafe { libc::madvise(self.base().add(offset).cast(), length, advice) };
+        }
+    }
+
     fn check(&self, offset: usize, length: usize) {
         let inside = offset
             .checked_add(length)

@@ -19,7 +19,7 @@ use super::validate::check_shape;
 use super::view::View;
 use super::write::{Scratch, Writer};
 use super::{LATEST, META};
-use crate::backend::{Applied, Backend, Upkeep};
+use crate::backend::{Applied, Backend, Lookahead, Upkeep};
 
 /// Answer to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,9 +177,12 @@ impl WriteTxn<'_> {
         self.writer.state.revision
     }
 
-    /// Says that commands on these keys come next: see [`crate::backend::Batch::prefetch`].
-    pub fn prefetch(&self, keys: &[&[u8]]) {
-        self.writer.batch.prefetch(LATEST, keys);
+    /// To be called before each command that `ahead` goes over.
+    pub fn look_ahead<'a>(
+        &mut self,
+        ahead: &mut Lookahead<'a, impl Iterator<Item = (u8, &'a [u8])> + Clone>,
+    ) {
+        ahead.step(&mut *self.writer.batch, LATEST);
     }
 
     /// Bytes of keys and values in all answers so far.

@@ -8,6 +8,7 @@ use varve_engine::btree::page::MAX_KEY_BYTES;
 use varve_engine::btree::{Btree, Options};
 use varve_engine::disk::{Disk, SimDisk};
 
+mod cold;
 mod crash;
 mod damage;
 mod faults;

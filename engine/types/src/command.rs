@@ -136,6 +136,11 @@ impl<'a> Commands<'a> {
         }
     }
 
+    /// Opcodes and bodies of what is left, up to what is malformed.
+    pub fn raw(mut self) -> impl Iterator<Item = (u8, &'a [u8])> + Clone {
+        std::iter::from_fn(move || self.next_command().ok().flatten())
+    }
+
     /// The next command: opcode and body.
     pub fn next_command(&mut self) -> Result<Option<(u8, &'a [u8])>, DecodeError> {
         if self.reader.remaining() == 0 {
