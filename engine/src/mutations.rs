@@ -27,6 +27,8 @@ pub enum Mutation {
     SnapshotMissesKey,
     /// A batch of several entries leaves its last one out.
     EntrySkipped,
+    /// A member does not notice that its disk hangs.
+    StuckDiskUnnoticed,
     /// A reader does not look again whether the slot that it pinned is current.
     PinWithoutSecondLook,
     /// What is sequentially consistent is only acquire and release.
@@ -38,7 +40,7 @@ pub enum Mutation {
 impl Mutation {
     /// Those that the simulation finds, with the names that command lines use. The
     /// others are found by the models in `btree/tests/models.rs`.
-    pub const ALL: [(&'static str, Self); 10] = [
+    pub const ALL: [(&'static str, Self); 11] = [
         ("ack-before-sync", Self::AckBeforeSync),
         ("vote-not-persisted", Self::VoteNotPersisted),
         ("term-forgotten", Self::TermForgotten),
@@ -49,6 +51,7 @@ impl Mutation {
         ("applied-not-stored", Self::AppliedNotStored),
         ("snapshot-misses-key", Self::SnapshotMissesKey),
         ("entry-skipped", Self::EntrySkipped),
+        ("stuck-disk-unnoticed", Self::StuckDiskUnnoticed),
     ];
 }
 

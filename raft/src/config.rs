@@ -124,6 +124,12 @@ impl Config {
         Duration::from_secs(5) + 2 * self.election_timeout
     }
 
+    /// How long the log may complete nothing before the disk counts as stuck: longer
+    /// than a disk that works takes on a bad day.
+    pub fn disk_limit(&self) -> Duration {
+        (2 * self.election_timeout).max(Duration::from_secs(2))
+    }
+
     /// The replica's unit of time: a tenth of a heartbeat, so that members seldom
     /// stand for election at the same moment.
     pub(crate) fn tick(&self) -> Duration {

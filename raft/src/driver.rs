@@ -132,7 +132,7 @@ fn replica_loop(
     let mut output = Output::default();
     loop {
         replica.poll(&mut output)?;
-        shared.set_status(&replica.status());
+        shared.set_status(&replica.status(), tick);
         dispatch(replica, &mut output, outlets, shared)?;
 
         match inputs.recv_deadline(next_tick) {

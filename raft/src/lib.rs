@@ -10,6 +10,7 @@ mod change;
 mod changes;
 mod config;
 mod defragment;
+mod disk_watch;
 mod driver;
 mod entry;
 mod error;

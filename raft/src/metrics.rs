@@ -67,6 +67,12 @@ pub struct Metrics {
     pub read_rounds: AtomicU64,
     /// Reads that timed out or were refused.
     pub reads_failed: AtomicU64,
+    /// Milliseconds for which the log has completed nothing although it was asked to.
+    pub log_waits_ms: AtomicU64,
+    /// Whether the disk counts as stuck for that.
+    pub is_disk_stuck: AtomicBool,
+    /// How often it did.
+    pub disk_stalls: AtomicU64,
     /// Time to apply one batch.
     pub apply_duration: Histogram,
     /// Time of one checkpoint.

@@ -122,7 +122,7 @@ impl Node {
             started.membership.clone(),
             applied,
         )?;
-        shared.set_status(&replica.status());
+        shared.set_status(&replica.status(), config.tick());
         let applier = Applier::new(
             started.store,
             started.membership,
@@ -242,6 +242,7 @@ fn settings(config: &Config, member_id: u64) -> Settings {
         election_ticks: config.ticks(config.election_timeout),
         request_timeout_ticks: config.ticks(config.request_timeout()),
         read_retry_ticks: config.ticks(READ_RETRY),
+        disk_limit_ticks: config.ticks(config.disk_limit()),
         max_pending_bytes: config.max_pending_bytes,
         max_apply_bytes: MAX_APPLY_BYTES,
         catchup_entries: config.snapshot_catchup_entries,
@@ -444,6 +445,9 @@ impl NodeHandle {
         if leader == 0 {
             errors.push(ApiError::NoLeader.to_string());
         }
+        if shared.is_disk_stuck() {
+            errors.push("the disk is stuck: no write of the log completes".to_owned());
+        }
         errors.extend(shared.failure());
         Status {
             member_id: shared.identity.member_id,
@@ -467,6 +471,11 @@ impl NodeHandle {
     /// Whether this member has no vote.
     pub fn is_learner(&self) -> bool {
         self.shared.is_learner()
+    }
+
+    /// Whether the disk hangs: writes of the log are out, and none completes.
+    pub fn is_disk_stuck(&self) -> bool {
+        self.shared.is_disk_stuck()
     }
 
     /// This member's id.

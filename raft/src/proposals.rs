@@ -186,10 +186,7 @@ impl Proposals {
     /// Notes that the leader of `term` is gone. What was sent to it may be lost
     /// with it; what was not sent yet goes to the next one.
     pub(crate) fn leader_lost(&mut self, term: u64) {
-        let packed: usize = self.packed.iter().map(|entry| proposals_in(entry)).sum();
-        // An entry that was put back may hold proposals that are forgotten by now.
-        let not_sent = self.queued.len() + packed;
-        let sent = self.waiting.len().saturating_sub(not_sent);
+        let sent = self.sent();
         for waiting in self.waiting.iter_mut().take(sent) {
             waiting.leader_lost = true;
             self.lost_term = Some(term);
@@ -252,6 +249,34 @@ impl Proposals {
             self.queued.drain(..expired_queued);
         }
         self.forget_done();
+    }
+
+    /// Answers all that wait, for a member that can do nothing for them: what was not
+    /// sent to a leader is not done and will not be, the rest may be.
+    pub(crate) fn give_up(&mut self) {
+        let sent = self.sent();
+        for (position, waiting) in self.waiting.iter_mut().enumerate() {
+            if let Some(sink) = waiting.sink.take() {
+                self.failed += 1;
+                sink.refuse(match position < sent {
+                    true => ApiError::TimeoutLeaderFailure,
+                    false => ApiError::NoLeader,
+                });
+            }
+            self.waiting_bytes -= std::mem::take(&mut waiting.bytes);
+        }
+        self.queued.clear();
+        self.packed.clear();
+        self.forget_done();
+    }
+
+    /// How many of those that wait may be in the leader's hands.
+    fn sent(&self) -> usize {
+        let packed: usize = self.packed.iter().map(|entry| proposals_in(entry)).sum();
+        // An entry that was put back may hold proposals that are forgotten by now.
+        self.waiting
+            .len()
+            .saturating_sub(self.queued.len() + packed)
     }
 
     /// Refuses all; for the end of the node.

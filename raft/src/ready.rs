@@ -318,6 +318,7 @@ impl Replica {
         committed: Committed,
         mut group: Group,
     ) -> Result<(), RaftError> {
+        self.disk.works(self.tick);
         let Some(mut write) = self
             .in_flight
             .writes

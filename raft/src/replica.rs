@@ -23,6 +23,7 @@ use varve_engine::mutations::{Mutation, is_on};
 use varve_types::ApiError;
 
 use crate::changes::{AppliedChange, Changes};
+use crate::disk_watch::DiskWatch;
 use crate::error::RaftError;
 use crate::io::{Input, Output};
 use crate::loading::LoadedStore;
@@ -33,6 +34,7 @@ use crate::read_index::ReadIndex;
 use crate::ready::InFlight;
 use crate::replay::Replayed;
 use crate::sink::Proposal;
+use crate::status::ReplicaStatus;
 use crate::transfers::Transfers;
 
 /// Entries that may be committed but not applied before proposals are refused, as in etcd.
@@ -56,6 +58,8 @@ pub(crate) struct Settings {
     pub(crate) election_ticks: u64,
     pub(crate) request_timeout_ticks: u64,
     pub(crate) read_retry_ticks: u64,
+    /// Without a completed log write, after which the disk counts as stuck.
+    pub(crate) disk_limit_ticks: u64,
     pub(crate) max_pending_bytes: usize,
     /// Bytes of entries at the applier past which only their positions are handed out.
     pub(crate) max_apply_bytes: usize,
@@ -66,25 +70,6 @@ pub(crate) struct Settings {
     /// Whether changes of the membership that endanger the quorum are refused.
     pub(crate) strict_reconfig: bool,
     pub(crate) max_learners: usize,
-}
-
-/// The replica's view of itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct ReplicaStatus {
-    pub(crate) term: u64,
-    pub(crate) leader: u64,
-    pub(crate) is_leader: bool,
-    pub(crate) is_learner: bool,
-    pub(crate) is_removed: bool,
-    pub(crate) last_index: u64,
-    pub(crate) commit_index: u64,
-    pub(crate) applied_index: u64,
-    pub(crate) leader_changes: u64,
-    pub(crate) pending_proposals: usize,
-    pub(crate) pending_reads: usize,
-    pub(crate) failed_proposals: u64,
-    pub(crate) failed_reads: u64,
-    pub(crate) read_rounds: u64,
 }
 
 /// From 1.1 to 1.4 election timeouts. Under 1, others would not listen, as they
@@ -123,6 +108,7 @@ pub(crate) struct Replica {
     pub(crate) changes: Changes,
     pub(crate) reads: ReadIndex,
     pub(crate) transfers: Transfers,
+    pub(crate) disk: DiskWatch,
     /// Of the store file in use or about to be.
     pub(crate) store: u64,
     pub(crate) tick: u64,
@@ -206,6 +192,7 @@ impl Replica {
             reads: ReadIndex::new(id, incarnation, timeout, settings.read_retry_ticks),
             transfers: Transfers::new(settings.election_ticks),
             changes: Changes::new(settings.incarnation, applied),
+            disk: DiskWatch::new(settings.disk_limit_ticks),
             in_flight: InFlight::new(applied),
             settings,
             membership,
@@ -254,6 +241,7 @@ impl Replica {
             Input::Read(sink) if self.is_stopped || self.changes.is_removed => {
                 sink.refuse(ApiError::Stopped)
             }
+            Input::Read(sink) if self.is_out_of_action() => sink.refuse(ApiError::NoLeader),
             Input::Read(sink) => self.reads.push(sink, self.tick),
             Input::Peer { from, bytes } => self.peer_message(from, &bytes),
             Input::Unreachable(id) => {
@@ -317,6 +305,8 @@ impl Replica {
         let (_, pending_bytes) = self.proposals.pending();
         if self.is_stopped || self.changes.is_removed {
             self.proposals.refuse(proposal.sink, ApiError::Stopped);
+        } else if self.is_out_of_action() {
+            self.proposals.refuse(proposal.sink, ApiError::NoLeader);
         } else if gap > MAX_APPLY_GAP
             || pending_bytes + proposal.commands.len() > self.settings.max_pending_bytes
         {
@@ -329,11 +319,12 @@ impl Replica {
 
     fn tick(&mut self) {
         self.tick += 1;
+        self.watch_disk();
         let timeout = self.election_timeout();
         self.raw.raft.set_randomized_election_timeout(timeout);
         // While a snapshot is being recorded raft-rs must not stand for election:
         // it would look for entries that the log has already let go.
-        let is_out = self.changes.is_removed && !self.is_leader();
+        let is_out = (self.changes.is_removed || self.disk.is_stuck) && !self.is_leader();
         if !self.is_recording_snapshot && !is_out {
             self.raw.tick();
         }
@@ -534,6 +525,9 @@ impl Replica {
             failed_proposals: self.proposals.failed,
             failed_reads: self.reads.failed,
             read_rounds: self.read_rounds,
+            log_waits_ticks: self.disk.waited(self.tick),
+            is_disk_stuck: self.disk.is_stuck,
+            disk_stalls: self.disk.stalls,
         }
     }
 }

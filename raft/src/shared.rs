@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use crossbeam::channel::Sender;
@@ -15,8 +16,8 @@ use crate::loading::Loading;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::removal::Removal;
-use crate::replica::ReplicaStatus;
 use crate::snapshot::Offers;
+use crate::status::ReplicaStatus;
 use crate::stores::StoreFiles;
 
 /// The store in use.
@@ -113,8 +114,8 @@ impl Shared {
         }
     }
 
-    /// Publishes how the replica stands.
-    pub(crate) fn set_status(&self, status: &ReplicaStatus) {
+    /// Publishes how the replica stands, whose unit of time is `tick`.
+    pub(crate) fn set_status(&self, status: &ReplicaStatus, tick: Duration) {
         self.status.term.store(status.term, Ordering::Relaxed);
         self.status.leader.store(status.leader, Ordering::Relaxed);
         self.status
@@ -156,6 +157,36 @@ impl Shared {
             .has_leader
             .store(status.leader != 0, Ordering::Relaxed);
         metrics.is_leader.store(status.is_leader, Ordering::Relaxed);
+        self.note_disk(status, tick);
+    }
+
+    fn note_disk(&self, status: &ReplicaStatus, tick: Duration) {
+        let metrics = &*self.metrics;
+        let tick_ms = u64::try_from(tick.as_millis()).unwrap_or(u64::MAX);
+        let waited_ms = status.log_waits_ticks.saturating_mul(tick_ms);
+        metrics.log_waits_ms.store(waited_ms, Ordering::Relaxed);
+        metrics
+            .disk_stalls
+            .store(status.disk_stalls, Ordering::Relaxed);
+        match (
+            metrics
+                .is_disk_stuck
+                .swap(status.is_disk_stuck, Ordering::Relaxed),
+            status.is_disk_stuck,
+        ) {
+            (false, true) => tracing::error!(
+                "the disk is stuck: no write of the log has completed for {waited_ms} ms; until one \
+                 does, this member refuses requests and does not lead if another can (look at the \
+                 device below the data directory)"
+            ),
+            (true, false) => tracing::warn!("the disk completes writes of the log again"),
+            _ => {}
+        }
+    }
+
+    /// Whether the disk hangs.
+    pub(crate) fn is_disk_stuck(&self) -> bool {
+        self.metrics.is_disk_stuck.load(Ordering::Relaxed)
     }
 
     /// Whether log or store lack space on their disk.

@@ -22,6 +22,29 @@ pub struct Status {
     pub is_learner: bool,
     /// Whether this member was removed from the cluster.
     pub is_removed: bool,
-    /// What is wrong, if something is: no leader, a latched disk error.
+    /// What is wrong, if something is: no leader, a disk that is stuck, a latched disk error.
     pub errors: Vec<String>,
+}
+
+/// The replica's view of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct ReplicaStatus {
+    pub(crate) term: u64,
+    pub(crate) leader: u64,
+    pub(crate) is_leader: bool,
+    pub(crate) is_learner: bool,
+    pub(crate) is_removed: bool,
+    pub(crate) last_index: u64,
+    pub(crate) commit_index: u64,
+    pub(crate) applied_index: u64,
+    pub(crate) leader_changes: u64,
+    pub(crate) pending_proposals: usize,
+    pub(crate) pending_reads: usize,
+    pub(crate) failed_proposals: u64,
+    pub(crate) failed_reads: u64,
+    pub(crate) read_rounds: u64,
+    /// Ticks for which the log has completed nothing although it was asked to.
+    pub(crate) log_waits_ticks: u64,
+    pub(crate) is_disk_stuck: bool,
+    pub(crate) disk_stalls: u64,
 }

@@ -87,6 +87,14 @@ pub struct RunningNode {
 impl RunningNode {
     /// Opens everything and starts to serve. Must run on a runtime, on a thread that may block.
     pub async fn start(config: &Config) -> Result<Self, NodeError> {
+        Self::start_on(config, |config| Storage::open(config.disk)).await
+    }
+
+    /// The same, on another disk.
+    pub async fn start_on(
+        config: &Config,
+        storage: impl FnOnce(&Config) -> Storage,
+    ) -> Result<Self, NodeError> {
         let data_dir = DataDir::open(&config.data_dir)?;
         let join = match data_dir.has_member() {
             true => None,
@@ -95,7 +103,7 @@ impl RunningNode {
         };
         let clients = listen("clients", &config.listen_client_urls).await?;
         let members = listen("members", &config.listen_peer_urls).await?;
-        let storage = Storage::open(config.disk);
+        let storage = storage(config);
         let metrics = Arc::new(Metrics::default());
         let hub = Arc::new(Hub::default());
         let peers = Peers::new(

@@ -42,6 +42,7 @@ impl World {
         match self.plan.profile {
             Profile::Fair => {}
             Profile::SlowDisks => self.slow_disk_for_a_sync(id),
+            Profile::StuckDisks => self.stick_one_disk(leader.or(self.leader()).unwrap_or(id)),
             Profile::Network => self.network_fault(id),
             Profile::Disks | Profile::Single => self.disk_fault(id),
             Profile::BitRot if self.rng.chance(25) => self.rot(id),
@@ -192,18 +193,6 @@ impl World {
             host.disk_factor = factor;
             let repair = Event::Repair(Repair::DiskSpeed(id));
             self.agenda.after(long, repair);
-        }
-    }
-
-    /// A spike of half a second at one member at a time.
-    fn slow_disk_for_a_sync(&mut self, id: u64) {
-        let now = self.agenda.now();
-        if self.hosts.values().any(|host| host.disk_stuck_until > now) {
-            return;
-        }
-        self.count_fault("sync of 500 ms");
-        if let Some(host) = self.hosts.get_mut(&id) {
-            host.disk_stuck_until = now + 500_000;
         }
     }
 

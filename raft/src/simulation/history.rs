@@ -11,15 +11,15 @@ use varve_types::{ApiError, EventKind, EventRef, KeyValue};
 
 /// A key's state at some revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Version {
-    pub(super) value: Vec<u8>,
-    pub(super) create: i64,
-    pub(super) modified: i64,
-    pub(super) version: i64,
+pub struct Version {
+    pub value: Vec<u8>,
+    pub create: i64,
+    pub modified: i64,
+    pub version: i64,
 }
 
 impl Version {
-    pub(super) fn of(kv: &KeyValue) -> Self {
+    pub fn of(kv: &KeyValue) -> Self {
         Self {
             value: kv.value.clone(),
             create: kv.create_revision,
@@ -31,17 +31,17 @@ impl Version {
 
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Event {
-    pub(super) key: Vec<u8>,
+pub struct Event {
+    pub key: Vec<u8>,
     /// None for a deletion.
-    pub(super) put: Option<Version>,
-    pub(super) revision: i64,
+    pub put: Option<Version>,
+    pub revision: i64,
     /// Mod revision of what it replaced.
-    pub(super) replaced: Option<i64>,
+    pub replaced: Option<i64>,
 }
 
 impl Event {
-    pub(super) fn of(event: &EventRef<'_>) -> Self {
+    pub fn of(event: &EventRef<'_>) -> Self {
         Self {
             key: event.kv.key.to_vec(),
             put: (event.kind == EventKind::Put).then(|| Version {
@@ -58,7 +58,7 @@ impl Event {
 
 /// A condition of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Condition {
+pub enum Condition {
     Exists,
     Absent,
     Modified(i64),
@@ -79,7 +79,7 @@ impl Condition {
 
 /// What a client asks for. Values are unique: they begin with the operation's number.
 #[derive(Debug, Clone)]
-pub(super) enum Action {
+pub enum Action {
     Put {
         key: Vec<u8>,
         value: Vec<u8>,
@@ -109,7 +109,7 @@ pub(super) enum Action {
 
 /// What it came to.
 #[derive(Debug, Clone)]
-pub(super) enum Outcome {
+pub enum Outcome {
     /// The revision before it, of what it replaced.
     Put(i64, Option<Version>),
     Deleted(i64, Vec<Version>),
@@ -131,16 +131,16 @@ pub(super) enum Outcome {
 
 /// One operation.
 #[derive(Debug)]
-pub(super) struct Operation {
-    pub(super) action: Action,
-    pub(super) invoked: u64,
+pub struct Operation {
+    pub action: Action,
+    pub invoked: u64,
     /// Steps are the clock of histories: no two things happen at once.
-    pub(super) returned: Option<u64>,
-    pub(super) outcome: Outcome,
+    pub returned: Option<u64>,
+    pub outcome: Outcome,
 }
 
 impl Operation {
-    pub(super) fn value(&self) -> Option<&[u8]> {
+    pub fn value(&self) -> Option<&[u8]> {
         match &self.action {
             Action::Put { value, .. } | Action::Txn { value, .. } => Some(value),
             _ => None,
@@ -162,14 +162,14 @@ impl Operation {
 
 /// All changes that any member made, in order: each member must make the same.
 #[derive(Debug, Default)]
-pub(super) struct Ledger {
+pub struct Ledger {
     by_revision: BTreeMap<i64, Vec<Event>>,
     by_key: BTreeMap<Vec<u8>, Vec<(i64, Option<Version>)>>,
 }
 
 impl Ledger {
     /// Takes the events of one batch; what contradicts what is known.
-    pub(super) fn take(&mut self, events: &[Event]) -> Result<(), String> {
+    pub fn take(&mut self, events: &[Event]) -> Result<(), String> {
         for events in events.chunk_by(|a, b| a.revision == b.revision) {
             let revision = events[0].revision;
             let last = self.last();
@@ -207,24 +207,24 @@ impl Ledger {
     }
 
     /// The newest revision; 1 before the first change.
-    pub(super) fn last(&self) -> i64 {
+    pub fn last(&self) -> i64 {
         self.by_revision.last_key_value().map_or(1, |(r, _)| *r)
     }
 
     /// The events from `revision` on.
-    pub(super) fn from(&self, revision: i64) -> impl Iterator<Item = &Event> {
+    pub fn from(&self, revision: i64) -> impl Iterator<Item = &Event> {
         self.by_revision.range(revision..).flat_map(|(_, e)| e)
     }
 
     /// A key as of a revision.
-    pub(super) fn at(&self, key: &[u8], revision: i64) -> Option<&Version> {
+    pub fn at(&self, key: &[u8], revision: i64) -> Option<&Version> {
         let versions = self.by_key.get(key)?;
         let count = versions.partition_point(|(r, _)| *r <= revision);
         versions[..count].last()?.1.as_ref()
     }
 
     /// All keys as of a revision.
-    pub(super) fn all_at(&self, revision: i64) -> Vec<(Vec<u8>, Version)> {
+    pub fn all_at(&self, revision: i64) -> Vec<(Vec<u8>, Version)> {
         let keys = self.by_key.keys();
         keys.filter_map(|key| Some((key.clone(), self.at(key, revision)?.clone())))
             .collect()
@@ -232,7 +232,7 @@ impl Ledger {
 }
 
 /// Judges a history against the order of revisions.
-pub(super) fn judge(ledger: &Ledger, operations: &[Operation]) -> Result<(), String> {
+pub fn judge(ledger: &Ledger, operations: &[Operation]) -> Result<(), String> {
     for (number, operation) in operations.iter().enumerate() {
         judge_one(ledger, operation)
             .map_err(|what| format!("operation {number} {operation:?}: {what}"))?;
@@ -356,7 +356,7 @@ impl Outcome {
 }
 
 /// The operation that a value names.
-pub(super) fn number_of(value: &[u8]) -> Option<u64> {
+pub fn number_of(value: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(value.get(..8)?.try_into().ok()?))
 }
 

@@ -19,8 +19,9 @@ type Entries = BTreeMap<(u64, u64), (u64, Option<u64>)>;
 pub(super) struct Invariants {
     leaders: BTreeMap<u64, u64>,
     entries: Entries,
-    /// Terms of the entries that some member knows as committed.
-    committed: BTreeMap<u64, u64>,
+    /// Terms of the entries that some member knows as committed, and the term in which
+    /// the first one knew.
+    committed: BTreeMap<u64, (u64, u64)>,
     /// How far each life of each member was looked at.
     seen_commit: BTreeMap<(u64, u64), u64>,
     states: BTreeMap<u64, (i64, u128)>,
@@ -111,7 +112,8 @@ impl Invariants {
             let Some(term) = log.term_at(index) else {
                 continue; // not in the log yet, or not any more
             };
-            let known = *self.committed.entry(index).or_insert(term);
+            let now = node.replica.raw.raft.term;
+            let (known, _) = *self.committed.entry(index).or_insert((term, now));
             if known != term {
                 return Err(format!(
                     "entry {index} was committed with term {known}, but member {:x} has it as \
@@ -141,8 +143,9 @@ impl Invariants {
             None => self.leaders.insert(status.term, node.id),
         };
         let log = node.replica.raw.store();
-        for (index, term) in self.committed.range(log.first()..) {
-            if log.term_at(*index) != Some(*term) {
+        for (index, (term, known_in)) in self.committed.range(log.first()..) {
+            // Votes may come so late that others were at work in a later term meanwhile.
+            if *known_in < status.term && log.term_at(*index) != Some(*term) {
                 return Err(format!(
                     "member {:x} leads term {} without the committed entry {index} of term {term}",
                     node.id, status.term
@@ -162,8 +165,9 @@ impl Invariants {
                     "member {id:x} is to apply entry {index} of term {term}, {what}"
                 ))
             };
-            if self.committed.get(&index) != Some(&term) {
-                return fail(format!("committed is {:?}", self.committed.get(&index)));
+            let committed = self.committed.get(&index).map(|(term, _)| *term);
+            if committed != Some(term) {
+                return fail(format!("committed is {committed:?}"));
             }
             let slot = node.replica.raw.store().slot(index);
             if slot.is_none_or(|slot| slot.lsn == 0) {

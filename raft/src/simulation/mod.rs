@@ -9,7 +9,8 @@
 //! After every step: one leader per term, with every committed entry; logs match;
 //! what is committed stays; only what is durable is applied; equal states at equal
 //! indexes; one sequence of events on all members, and each watcher sees all of its
-//! own once and in order. At the end everything is healed: the cluster must answer
+//! own once and in order. A leader whose disk hangs leads no longer than three election
+//! timeouts. At the end everything is healed: the cluster must answer
 //! again and agree, the stores must be whole, and the history of all clients must be
 //! linearizable, by the order of revisions and, for each key, by a search that knows
 //! nothing of them.
@@ -18,7 +19,7 @@ mod agenda;
 mod clients;
 mod ending;
 mod faults;
-mod history;
+pub mod history;
 mod host;
 mod invariants;
 mod load;
@@ -26,7 +27,8 @@ mod network;
 mod node;
 mod operator;
 mod plan;
-mod single_key;
+pub mod single_key;
+mod stuck_disks;
 #[cfg(test)]
 mod tests;
 mod traffic;

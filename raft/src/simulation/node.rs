@@ -76,6 +76,8 @@ pub(super) struct Node {
     /// All events below were held against the watchers that are idle.
     pub(super) watch_position: i64,
     pub(super) is_syncing: bool,
+    /// Ticks for which writes of the log were out and none completed.
+    pub(super) stuck_ticks: u64,
 }
 
 impl Node {
@@ -98,6 +100,7 @@ impl Node {
             election_ticks: 10 * heartbeat,
             request_timeout_ticks: 70 * heartbeat,
             read_retry_ticks: 5 * heartbeat,
+            disk_limit_ticks: 20 * heartbeat,
             max_pending_bytes: 1 << 20,
             max_apply_bytes: plan.max_apply_bytes,
             catchup_entries: config.snapshot_catchup_entries,
@@ -145,6 +148,7 @@ impl Node {
             is_applying: false,
             watch_position: 0,
             is_syncing: false,
+            stuck_ticks: 0,
         })
     }
 
@@ -192,6 +196,9 @@ impl Node {
         let mut completions = Vec::new();
         let waits = self.commits.commit(&mut |done| completions.push(done));
         self.syncing -= completions.len();
+        if !completions.is_empty() {
+            self.stuck_ticks = 0;
+        }
         for Completion {
             ticket,
             group,
@@ -211,6 +218,14 @@ impl Node {
             });
         }
         waits.is_err()
+    }
+
+    /// Ticks pass for the disk as well.
+    pub(super) fn count_disk_ticks(&mut self, ticks: u64) {
+        match self.queued.is_empty() && self.syncing == 0 {
+            true => self.stuck_ticks = 0,
+            false => self.stuck_ticks += ticks,
+        }
     }
 
     /// The log writes what is under way, and fails to sync it.

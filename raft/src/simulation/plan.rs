@@ -23,11 +23,13 @@ pub enum Profile {
     Single,
     /// Slow disks, and nothing else: no reason for another leader.
     SlowDisks,
+    /// One disk at a time hangs for seconds, mostly the leader's, and nothing else.
+    StuckDisks,
 }
 
 impl Profile {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Everything,
         Self::Membership,
         Self::Disks,
@@ -36,11 +38,12 @@ impl Profile {
         Self::Fair,
         Self::Single,
         Self::SlowDisks,
+        Self::StuckDisks,
     ];
 
     /// That of a seed: the rough ones twice as often.
     pub(super) fn of(seed: u64) -> Self {
-        const OFTEN: [Profile; 12] = [
+        const OFTEN: [Profile; 13] = [
             Profile::Everything,
             Profile::Membership,
             Profile::Disks,
@@ -53,6 +56,7 @@ impl Profile {
             Profile::Single,
             Profile::Membership,
             Profile::SlowDisks,
+            Profile::StuckDisks,
         ];
         OFTEN[(seed % OFTEN.len() as u64) as usize]
     }

@@ -38,7 +38,7 @@ struct Entry {
 
 /// What the search came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+enum Verdict {
     Linearizable,
     NotLinearizable,
     /// Too much was open.
@@ -47,7 +47,7 @@ pub(super) enum Verdict {
 
 /// Judges the operations of each key; the first key whose history is wrong, and how
 /// many were given up.
-pub(super) fn judge(operations: &[Operation]) -> Result<u64, String> {
+pub fn judge(operations: &[Operation]) -> Result<u64, String> {
     let mut keys: BTreeMap<&[u8], Vec<Entry>> = BTreeMap::new();
     for (number, operation) in operations.iter().enumerate() {
         for (key, effect) in effects(number, operation) {

@@ -112,6 +112,14 @@ fn slow_disks_make_no_other_leader() {
     assert_eq!(report.operations["terms led"], seeds(8).end);
 }
 
+#[test]
+fn stuck_disks_make_another_leader_in_time() {
+    let report = runs(Profile::StuckDisks, 24);
+    at_least(&report, &[("disk stuck", 20), ("put done", 300)]);
+    // More than those that were elected at the start.
+    at_least(&report, &[("terms led", 24 + 15)]);
+}
+
 /// Bugs that the simulation has found, each with the run that did.
 #[test]
 fn seeds_that_failed_once() {

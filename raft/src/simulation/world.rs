@@ -160,6 +160,7 @@ impl World {
         if self.plan.fault_us > 0 {
             let quiet = match self.plan.profile {
                 Profile::SlowDisks => 5 * SECOND,
+                Profile::StuckDisks => 3 * SECOND,
                 _ => self.around(self.plan.fault_us),
             };
             self.agenda.after(quiet, Event::Fault);
@@ -386,6 +387,8 @@ impl World {
         for _ in 0..ticks {
             self.input(id, Input::Tick);
         }
+        self.with_node(id, |node| node.count_disk_ticks(ticks));
+        self.check_disk_watch(id);
     }
 
     fn turn(&mut self, id: u64) {

@@ -1,12 +1,18 @@
 //! What may leave a replica before what is durable.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use raft::eraftpb::{ConfChangeType, Entry, Message, MessageType};
+use varve_engine::mvcc::View;
+use varve_types::ApiError;
 
 use super::member::Member;
 use crate::changes::AppliedChange;
+use crate::entry::push_command;
 use crate::initial_cluster::InitialCluster;
 use crate::io::{ApplyJob, Input, Output};
+use crate::sink::{Completion, Proposal, ReadSink, ReplySink};
 use crate::wire;
 
 /// One member of three, and the ids of the two others, who are played by the test.
@@ -169,6 +175,107 @@ fn a_leader_sends_beside_its_own_write_and_applies_after_it() {
         })
         .collect();
     assert_eq!(handed.last(), Some(&status.last_index));
+}
+
+/// A sink that tells how it was refused.
+struct Refusal(std::sync::mpsc::Sender<ApiError>);
+
+impl ReplySink for Refusal {
+    fn complete(self: Box<Self>, _completion: Completion) {
+        unreachable!("nothing is committed here")
+    }
+    fn refuse(self: Box<Self>, error: ApiError) {
+        self.0.send(error).unwrap();
+    }
+}
+
+impl ReadSink for Refusal {
+    fn ready(self: Box<Self>, _view: Arc<View>, _term: u64) {
+        unreachable!("no majority answers here")
+    }
+    fn refuse(self: Box<Self>, error: ApiError) {
+        self.0.send(error).unwrap();
+    }
+}
+
+fn proposal(sink: Refusal) -> Input {
+    let mut commands = Vec::new();
+    push_command(&mut commands, 1, b"x");
+    Input::Propose(Proposal {
+        commands: commands.into(),
+        count: 1,
+        reply_bytes: 0,
+        sink: Box::new(sink),
+    })
+}
+
+#[test]
+fn a_leader_whose_disk_hangs_goes_and_comes_back_with_the_disk() {
+    let (mut member, own, others) = member_of_three();
+    leader(&mut member, own, others);
+    member.complete_write();
+    member.poll();
+    let (sender, refused) = std::sync::mpsc::channel();
+    // Three entries: two are written, the third waits here.
+    for _ in 0..3 {
+        member.step(proposal(Refusal(sender.clone())));
+        member.poll();
+    }
+    member.step(Input::Read(Box::new(Refusal(sender.clone()))));
+    member.poll();
+    // Heartbeats go out and are answered, whatever the disk does.
+    let mut asked_to_lead = None;
+    for tick in 1..=50 {
+        member.step(Input::Tick);
+        let mut output = member.poll();
+        for other in others {
+            let beat = message(MessageType::MsgHeartbeatResponse, other, own, 2);
+            let more = deliver(&mut member, &beat);
+            output.messages.extend(more.messages);
+        }
+        let sent = types(&output);
+        assert!(
+            tick % 2 == 1
+                || !member.replica.is_leader()
+                || sent.contains(&MessageType::MsgHeartbeat)
+        );
+        if asked_to_lead.is_none() && member.replica.raw.raft.lead_transferee.is_some() {
+            asked_to_lead = Some(tick);
+        }
+        assert_eq!(member.replica.is_leader(), tick < 50, "after {tick} ticks");
+    }
+    assert_eq!(asked_to_lead, Some(40));
+    let told: Vec<ApiError> = refused.try_iter().collect();
+    let (maybe, not) = (ApiError::TimeoutLeaderFailure, ApiError::NoLeader);
+    assert_eq!(told, [maybe, maybe, not, not]);
+    // Until the disk works, new ones are refused and there is no standing for election.
+    member.step(proposal(Refusal(sender.clone())));
+    member.step(Input::Read(Box::new(Refusal(sender.clone()))));
+    assert_eq!(refused.try_iter().collect::<Vec<_>>(), [not, not]);
+    for _ in 0..100 {
+        member.step(Input::Tick);
+        assert_eq!(types(&member.poll()), []);
+    }
+    assert!(member.replica.status().is_disk_stuck);
+    member.complete_write();
+    member.poll();
+    let status = member.replica.status();
+    assert!(
+        !status.is_disk_stuck && status.disk_stalls == 1,
+        "{status:?}"
+    );
+    member.step(proposal(Refusal(sender)));
+    assert_eq!(refused.try_iter().count(), 0, "it takes requests again");
+    member.complete_write();
+    let mut output = Output::default();
+    for _ in 0..60 {
+        member.step(Input::Tick);
+        output = member.poll();
+        if types(&output).contains(&MessageType::MsgRequestPreVote) {
+            break;
+        }
+    }
+    assert_eq!(types(&output), [MessageType::MsgRequestPreVote; 2]);
 }
 
 /// Members that joined after what this one has applied lead it all the same.

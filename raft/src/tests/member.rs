@@ -86,6 +86,7 @@ impl Member {
             election_ticks: 20,
             request_timeout_ticks: 140,
             read_retry_ticks: 10,
+            disk_limit_ticks: 40,
             max_pending_bytes: 1 << 20,
             max_apply_bytes: 2 << 10,
             catchup_entries: config.snapshot_catchup_entries,

@@ -45,7 +45,8 @@ fn body(healthy: bool, reason: &str) -> String {
     )
 }
 
-async fn check(service: &Service, serializable: bool) -> Result<(), String> {
+/// Why a read fails; one that asks the leader, or not.
+pub(super) async fn check(service: &Service, serializable: bool) -> Result<(), String> {
     let range_error = |error: &dyn std::fmt::Display| format!("RANGE ERROR:{error}");
     let view = if serializable {
         service.node.view()

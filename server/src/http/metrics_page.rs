@@ -114,6 +114,21 @@ fn raft(page: &mut Page, service: &Service) {
         "Client commands applied.",
         load(&metrics.commands_applied),
     );
+    page.gauge(
+        "varve_disk_stuck",
+        "Whether writes of the log are out and none completes: such a member refuses requests.",
+        flag(&metrics.is_disk_stuck),
+    );
+    page.counter(
+        "varve_disk_stalls_total",
+        "How often the disk was found stuck.",
+        load(&metrics.disk_stalls),
+    );
+    page.gauge(
+        "varve_wal_waiting_milliseconds",
+        "Time for which the log has completed nothing although it was asked to.",
+        load(&metrics.log_waits_ms),
+    );
     for (name, help, histogram) in [
         (
             "varve_apply_duration_seconds",

@@ -1,8 +1,9 @@
-//! Plain HTTP beside the binary protocol: health, version, metrics on the client
+//! Plain HTTP beside the binary protocol: health, probes, version, metrics on the client
 //! port, members and version on the peer port.
 
 mod health;
 mod metrics_page;
+mod probes;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -59,7 +60,7 @@ async fn route(service: &Service, port: Port, request: &Request<Incoming>) -> Re
     let known = matches!(
         (port, request.uri().path()),
         (Port::Client, "/health" | "/metrics") | (Port::Peer, "/members") | (_, "/version")
-    );
+    ) || (port == Port::Client && probes::Probe::of(request.uri().path()).is_some());
     if !known {
         return reply(StatusCode::NOT_FOUND, PLAIN, "404 page not found\n");
     }
@@ -74,15 +75,19 @@ async fn route(service: &Service, port: Port, request: &Request<Incoming>) -> Re
             .insert(ALLOW, HeaderValue::from_static("GET"));
         return refused;
     }
+    let query = request.uri().query().unwrap_or("");
     match request.uri().path() {
-        "/health" => health::health(service, request.uri().query().unwrap_or("")).await,
+        "/health" => health::health(service, query).await,
         "/metrics" => reply(
             StatusCode::OK,
             text::CONTENT_TYPE,
             metrics_page::render(service),
         ),
         "/members" => members(service),
-        _ => version(),
+        path => match probes::Probe::of(path) {
+            Some(probe) => probe.answer(service, query).await,
+            None => version(),
+        },
     }
 }
 
