@@ -149,11 +149,15 @@ impl Page {
         self.set_u16(FLAGS, 0);
     }
 
-    /// Takes over everything of `from` but who it is: checksum, birth, number.
+    /// Takes over everything of `from`, a page of a tree, but who it is (checksum,
+    /// birth, number) and what means nothing: the bytes between slots and cells.
     pub(super) fn copy_content(&mut self, from: &Page) {
-        self.span_mut(KIND..BIRTH)
-            .copy_from_slice(from.span(KIND..BIRTH));
-        self.body_mut().copy_from_slice(from.body());
+        let heap = from.heap();
+        let slots_end = heap - from.contiguous_free();
+        for range in [KIND..BIRTH, HEADER_BYTES..slots_end, heap..PAGE_BYTES] {
+            self.span_mut(range.clone())
+                .copy_from_slice(from.span(range));
+        }
     }
 
     pub(super) fn identify(&mut self, birth: u64, number: u64) {
