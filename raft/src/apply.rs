@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
+use raft::eraftpb::ConfChangeType;
 use varve_engine::backend::{Applied, Lookahead, Upkeep, VacuumExtent};
 use varve_engine::mutations::{Mutation, is_on};
 use varve_engine::mvcc::{BatchOptions, CommandResponse, LiveEvents, Reply, Store, View, WriteTxn};
@@ -372,6 +373,8 @@ impl Batch<'_> {
         let outcome = members.change(&tagged.change);
         let id = tagged.change.member_id();
         let made = tagged.change.conf_change().map(|kind| (kind, id));
+        let learner = tagged.change.replacement();
+        let learner = learner.map(|id| (ConfChangeType::AddLearnerNode, id));
         match outcome {
             Ok(()) => tracing::info!("membership changed at entry {index}: {:?}", tagged.change),
             Err(error) => tracing::error!("entry {index} changes no member: {error}"),
@@ -380,7 +383,7 @@ impl Batch<'_> {
             index,
             origin: tagged.origin,
             number: tagged.number,
-            conf: made.filter(|_| outcome.is_ok()),
+            conf: [made, learner].map(|conf| conf.filter(|_| outcome.is_ok())),
         });
         self.outcomes.push((place, outcome));
     }

@@ -1,11 +1,17 @@
 //! A change of the membership: as it is asked for, sent to the leader, and logged.
 //!
 //! In the log: `[u8 format = 2][u64 origin][u64 number][u8 kind][u64 member id]`
-//! and, for kinds 0, 1 and 3, `[u32 count]` of peer URLs, each with a `u32` length.
+//! and, for kinds 0, 1, 3, 5 and 6, `[u32 count]` of peer URLs, each with a `u32`
+//! length; for kind 6 then `[u64 id]` and the name of the new member.
 //! Origin and number find who waits for the outcome. Kinds: 0 add a voter, 1 add
-//! a learner, 2 remove, 3 new peer URLs, 4 promote. Kind 3 is an entry of its own;
-//! the others change who votes, so that Raft must know them: they are the context
-//! of its `ConfChange` (protobuf, as raft-rs reads it on the leader).
+//! a learner, 2 remove, 3 new peer URLs, 4 promote, 5 add a learner that gets its vote
+//! by itself, 6 replace by such a one. Kind 3 is an entry of its own; the others change
+//! who votes, so that Raft must know them: they are the context of its `ConfChange`
+//! (protobuf, as raft-rs reads it on the leader).
+//!
+//! A replacement is one entry, so that there is no moment at which the member has gone
+//! and nothing says who may take its place. It changes one voter, as a removal does: the
+//! learner that comes with it is in no quorum.
 
 use bytes::Bytes;
 use raft::eraftpb::ConfChangeType;
@@ -32,6 +38,14 @@ pub enum Change {
     },
     /// A learner gets its vote.
     Promote(u64),
+    /// A damaged member leaves for good, and a learner takes its place: with the same
+    /// name and peer URLs, and with a fresh id.
+    Replace {
+        /// The damaged member.
+        id: u64,
+        /// The one that comes. Only id, name and peer URLs count.
+        by: Member,
+    },
 }
 
 /// A change, and who waits for its outcome.
@@ -49,7 +63,10 @@ impl Change {
     pub fn member_id(&self) -> u64 {
         match self {
             Self::Add(member) => member.id,
-            Self::Remove(id) | Self::Promote(id) | Self::Update { id, .. } => *id,
+            Self::Remove(id)
+            | Self::Promote(id)
+            | Self::Update { id, .. }
+            | Self::Replace { id, .. } => *id,
         }
     }
 
@@ -58,17 +75,27 @@ impl Change {
         match self {
             Self::Add(member) if member.is_learner => Some(ConfChangeType::AddLearnerNode),
             Self::Add(_) | Self::Promote(_) => Some(ConfChangeType::AddNode),
-            Self::Remove(_) => Some(ConfChangeType::RemoveNode),
+            Self::Remove(_) | Self::Replace { .. } => Some(ConfChangeType::RemoveNode),
             Self::Update { .. } => None,
+        }
+    }
+
+    /// The learner that comes with it.
+    pub(crate) fn replacement(&self) -> Option<u64> {
+        match self {
+            Self::Replace { by, .. } => Some(by.id),
+            _ => None,
         }
     }
 
     fn kind(&self) -> u8 {
         match self {
+            Self::Add(member) if member.is_learner && member.is_promotable => 5,
             Self::Add(member) => u8::from(member.is_learner),
             Self::Remove(_) => 2,
             Self::Update { .. } => 3,
             Self::Promote(_) => 4,
+            Self::Replace { .. } => 6,
         }
     }
 }
@@ -84,12 +111,18 @@ impl Tagged {
         let urls = match &self.change {
             Change::Add(member) => &member.peer_urls,
             Change::Update { peer_urls, .. } => peer_urls,
+            Change::Replace { by, .. } => &by.peer_urls,
             Change::Remove(_) | Change::Promote(_) => return out,
         };
         out.extend_from_slice(&(urls.len() as u32).to_le_bytes());
         for url in urls {
             out.extend_from_slice(&(url.len() as u32).to_le_bytes());
             out.extend_from_slice(url.as_bytes());
+        }
+        if let Change::Replace { by, .. } = &self.change {
+            out.extend_from_slice(&by.id.to_le_bytes());
+            out.extend_from_slice(&(by.name.len() as u32).to_le_bytes());
+            out.extend_from_slice(by.name.as_bytes());
         }
         out
     }
@@ -110,10 +143,11 @@ impl Tagged {
                 .collect()
         };
         let change = match kind {
-            0 | 1 => Change::Add(Member {
+            0 | 1 | 5 => Change::Add(Member {
                 id,
                 peer_urls: urls()?,
-                is_learner: kind == 1,
+                is_learner: kind != 0,
+                is_promotable: kind == 5,
                 ..Member::default()
             }),
             2 => Change::Remove(id),
@@ -122,6 +156,15 @@ impl Tagged {
                 peer_urls: urls()?,
             },
             4 => Change::Promote(id),
+            6 => Change::Replace {
+                id,
+                by: Member {
+                    peer_urls: urls()?,
+                    id: reader.u64("new member id")?,
+                    name: reader.string("new member name")?.to_owned(),
+                    ..Member::default()
+                },
+            },
             _ => return Err(reader.error("change kind")),
         };
         reader.finish()?;
@@ -200,6 +243,17 @@ mod tests {
                 peer_urls: vec!["http://j:3".into()],
             },
             Change::Promote(u64::MAX),
+            Change::Add(Member {
+                is_promotable: true,
+                ..member(true)
+            }),
+            Change::Replace {
+                id: 7,
+                by: Member {
+                    name: "n".into(),
+                    ..member(false)
+                },
+            },
         ];
         changes
             .into_iter()

@@ -20,6 +20,7 @@ use varve_types::ApiError;
 use crate::change::{Change, FORMAT, Tagged};
 use crate::io::Output;
 use crate::membership::Membership;
+use crate::promotion::Promotions;
 use crate::replica::Replica;
 use crate::sink::ChangeSink;
 use crate::wire;
@@ -31,7 +32,7 @@ const MAX_WAITING: usize = 64;
 const MAX_APPLIED: usize = 256;
 
 /// A learner that lags no more entries than this may be promoted.
-const MAX_PROMOTION_LAG: u64 = 100;
+pub(crate) const MAX_PROMOTION_LAG: u64 = 100;
 
 /// A change that was asked for here.
 struct Waiting {
@@ -72,6 +73,8 @@ pub(crate) struct Changes {
     heard: BTreeMap<u64, u64>,
     /// The tick at which this member became leader.
     leader_since: u64,
+    /// How far learners have caught up that get their vote by themselves.
+    pub(crate) promotions: Promotions,
     /// Index of the newest entry or snapshot whose voters raft-rs knows.
     pub(crate) conf_index: u64,
     pub(crate) is_removed: bool,
@@ -89,6 +92,7 @@ impl Changes {
             moving: None,
             heard: BTreeMap::new(),
             leader_since: 0,
+            promotions: Promotions::default(),
             conf_index,
             is_removed: false,
         }
@@ -151,8 +155,8 @@ pub(crate) struct AppliedChange {
     pub(crate) index: u64,
     pub(crate) origin: u64,
     pub(crate) number: u64,
-    /// What Raft has to know; none if it was refused.
-    pub(crate) conf: Option<(ConfChangeType, u64)>,
+    /// What Raft has to know, in order; nothing if it was refused.
+    pub(crate) conf: [Option<(ConfChangeType, u64)>; 2],
 }
 
 impl Replica {
@@ -254,6 +258,7 @@ impl Replica {
     /// What is to be done for changes once a tick.
     pub(crate) fn tick_changes(&mut self) {
         self.changes.expire(self.tick);
+        self.promote_learners();
         if self.tick.is_multiple_of(self.settings.election_ticks) {
             self.ask_again();
         }
@@ -314,6 +319,27 @@ impl Replica {
         }
     }
 
+    /// Queues a change that this leader makes of itself, with nobody who waits for it.
+    /// If it comes to nothing it is asked for again.
+    pub(crate) fn queue_own_change(&mut self, change: Change) {
+        let number = self.changes.next_number;
+        self.changes.next_number += 1;
+        self.changes.queue.push_back(Queued {
+            tagged: Tagged {
+                origin: self.settings.member_id,
+                number,
+                change,
+            },
+            deadline: self.tick + self.settings.election_ticks,
+            tried_hand_over: false,
+        });
+    }
+
+    /// Whether a change waits to be decided on.
+    pub(crate) fn has_queued_changes(&self) -> bool {
+        !self.changes.queue.is_empty()
+    }
+
     /// Decides on what waits, or passes it on to the leader.
     pub(crate) fn decide_changes(&mut self, out: &mut Output) {
         let leader = self.raw.raft.leader_id;
@@ -334,7 +360,7 @@ impl Replica {
     }
 
     /// Whether this leader knows all that a decision depends on.
-    fn may_decide(&self) -> bool {
+    pub(crate) fn may_decide(&self) -> bool {
         // So long it takes until it has heard from everyone who is there.
         let warm_up = 2 * self.settings.heartbeat_ticks;
         self.raw.raft.lead_transferee.is_none()
@@ -404,9 +430,12 @@ impl Replica {
     }
 
     /// Whether a change may be made: etcd's rules.
-    fn judge(&self, change: &Change) -> Result<(), ApiError> {
+    pub(crate) fn judge(&self, change: &Change) -> Result<(), ApiError> {
         let mut after = (*self.membership).clone();
         after.change(change)?;
+        if let Change::Replace { id, .. } = change {
+            return self.judge_replacement(*id, &after);
+        }
         if let Change::Promote(id) = change
             && !self.is_in_sync(*id)
         {
@@ -473,13 +502,13 @@ impl Replica {
     }
 
     /// Whether a member was heard of within an election timeout. Itself is.
-    fn is_connected(&self, id: u64) -> bool {
+    pub(crate) fn is_connected(&self, id: u64) -> bool {
         let is_recent = |heard: &u64| heard + self.settings.election_ticks > self.tick;
         id == self.settings.member_id || self.changes.heard.get(&id).is_some_and(is_recent)
     }
 
     /// Whether a learner has nearly all of the log.
-    fn is_in_sync(&self, id: u64) -> bool {
+    pub(crate) fn is_in_sync(&self, id: u64) -> bool {
         let Some(progress) = self.raw.raft.prs().get(id) else {
             return false;
         };
@@ -503,23 +532,24 @@ impl Replica {
             if self.changes.applied.len() > MAX_APPLIED {
                 self.changes.applied.pop_front();
             }
-            let Some((kind, id)) = change.conf else {
-                continue;
-            };
-            // A snapshot that was taken meanwhile holds it already. A member that is
-            // removed itself stays in its own picture: it may still have to lead
-            // until another one does, which raft-rs cannot do from outside.
-            let is_own_end = kind == ConfChangeType::RemoveNode && id == own_id;
-            if change.index <= self.changes.conf_index || is_own_end {
+            // A snapshot that was taken meanwhile holds it already.
+            if change.index <= self.changes.conf_index {
                 continue;
             }
-            self.changes.conf_index = change.index;
-            let mut conf_change = ConfChange::default();
-            conf_change.set_change_type(kind);
-            conf_change.node_id = id;
-            if let Err(error) = self.raw.apply_conf_change(&conf_change) {
-                // The applier refuses what raft-rs would.
-                tracing::error!("entry {} changes the voters in vain: {error}", change.index);
+            for (kind, id) in change.conf.into_iter().flatten() {
+                // A member that is removed itself stays in its own picture: it may still
+                // have to lead until another one does, which raft-rs cannot do from outside.
+                if kind == ConfChangeType::RemoveNode && id == own_id {
+                    continue;
+                }
+                self.changes.conf_index = change.index;
+                let mut conf_change = ConfChange::default();
+                conf_change.set_change_type(kind);
+                conf_change.node_id = id;
+                if let Err(error) = self.raw.apply_conf_change(&conf_change) {
+                    // The applier refuses what raft-rs would.
+                    tracing::error!("entry {} changes the voters in vain: {error}", change.index);
+                }
             }
         }
         let Some(membership) = membership else { return };

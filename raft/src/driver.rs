@@ -97,7 +97,7 @@ pub(crate) fn run_replica(
     let run = AssertUnwindSafe(|| replica_loop(&mut replica, inputs, &mut outlets, shared, tick));
     match std::panic::catch_unwind(run) {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => shared.fail(error.to_string()),
+        Ok(Err(error)) => shared.fail_with("", &error),
         Err(panic) => shared.fail(format!("a bug in the replica: {}", panic_text(&*panic))),
     }
     shared.is_stopped.store(true, Ordering::SeqCst);
@@ -305,7 +305,7 @@ pub(crate) fn run_apply(mut applier: Applier, jobs: &Receiver<ApplyJob>, shared:
     let run = AssertUnwindSafe(|| apply_loop(&mut applier, &mut entries, jobs, shared));
     match std::panic::catch_unwind(run) {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => shared.fail(error.to_string()),
+        Ok(Err(error)) => shared.fail_with("", &error),
         Err(panic) => shared.fail(format!("a bug in the store: {}", panic_text(&*panic))),
     }
     shared.removal.close();
@@ -522,7 +522,7 @@ pub(crate) fn run_checkpoints(policy: CheckpointPolicy, stop: &Receiver<()>, sha
                 }
                 continue;
             }
-            Err(error) => return shared.fail(format!("checkpoint: {error}")),
+            Err(error) => return shared.fail_with("checkpoint: ", &error),
         }
         (last, last_end) = (Instant::now(), end);
         if shared.defragment.is_running() {

@@ -6,7 +6,7 @@ use thiserror::Error;
 use varve_engine::backend::BackendError;
 use varve_engine::disk::DiskError;
 use varve_engine::mvcc::{MvccError, SnapshotFileError};
-use varve_engine::wal::WalError;
+use varve_engine::wal::{Case, WalError};
 use varve_types::DecodeError;
 
 use crate::initial_cluster::InitialClusterError;
@@ -83,6 +83,9 @@ pub enum RaftError {
         /// What is wrong.
         source: DecodeError,
     },
+    /// A damaged member that does not heal by itself.
+    #[error("{0}")]
+    CannotHeal(String),
     /// Log records that contradict each other, or the store.
     #[error("the log is inconsistent: {0}")]
     Inconsistent(String),
@@ -95,6 +98,23 @@ pub enum RaftError {
 }
 
 impl RaftError {
+    /// Whether a file is not what was written to it. At the start of a node a log that is
+    /// [`RaftError::Inconsistent`] shows the same: something of it, or of the store, is
+    /// gone. Failed reads and writes are none: what is on the disk is not known then. Nor
+    /// is what may be another member's, another version's or another program's.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Log(WalError::DamagedRecord { .. }) => true,
+            Self::Log(WalError::Unrecoverable { case, .. }) => matches!(
+                case,
+                Case::DamagedMiddle | Case::DamagedHeader | Case::MissingSegment
+            ),
+            Self::Engine(error) => matches!(error, BackendError::Damaged { .. }),
+            Self::Store(error) => is_damaged_store(error),
+            _ => false,
+        }
+    }
+
     /// Whether the disk of the store is full: what met it was not done, and can be
     /// once there is room.
     pub fn is_no_space(&self) -> bool {
@@ -103,4 +123,14 @@ impl RaftError {
             _ => false,
         }
     }
+}
+
+/// Whether the store says that a page or an entry is not what was written.
+pub fn is_damaged_store(error: &MvccError) -> bool {
+    matches!(
+        error,
+        MvccError::Backend(BackendError::Damaged { .. })
+            | MvccError::Damaged { .. }
+            | MvccError::HalfLoaded
+    )
 }

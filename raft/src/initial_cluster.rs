@@ -174,8 +174,7 @@ impl InitialCluster {
                 id,
                 name: name.clone(),
                 peer_urls: urls.clone(),
-                client_urls: Vec::new(),
-                is_learner: false,
+                ..Member::default()
             };
             if id == 0 || membership.insert(member).is_some() {
                 return Err(InitialClusterError::SameId(id));

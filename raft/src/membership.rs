@@ -21,12 +21,19 @@ pub struct Member {
     pub client_urls: Vec<String>,
     /// Whether it follows without a vote.
     pub is_learner: bool,
+    /// Whether, as a learner, it gets its vote by itself once it has caught up.
+    pub is_promotable: bool,
 }
 
 impl Member {
     /// Whether it has been up and told its name.
     pub fn is_started(&self) -> bool {
         !self.name.is_empty()
+    }
+
+    /// The flags byte of the encoding.
+    fn flags(&self) -> u8 {
+        u8::from(self.is_learner) | u8::from(self.is_promotable) << 1
     }
 }
 
@@ -98,18 +105,16 @@ impl Membership {
                     id,
                     peer_urls: member.peer_urls.clone(),
                     is_learner: member.is_learner,
+                    is_promotable: member.is_learner && member.is_promotable,
                     ..Member::default()
                 });
             }
+            Change::Replace { by, .. } => self.replace(id, by)?,
             Change::Remove(_) => {
                 if self.voters().all(|voter| voter.id == id) {
                     return Err(ApiError::NotEnoughStarted);
                 }
-                self.members.remove(&id);
-                self.removed.push(id);
-                if self.removed.len() > MAX_REMOVED {
-                    self.removed.remove(0);
-                }
+                self.forget(id);
             }
             Change::Update { peer_urls, .. } => {
                 self.check_urls_are_free(id, peer_urls)?;
@@ -118,11 +123,48 @@ impl Membership {
                 }
             }
             Change::Promote(_) => match self.members.get_mut(&id) {
-                Some(member) if member.is_learner => member.is_learner = false,
+                Some(member) if member.is_learner => {
+                    (member.is_learner, member.is_promotable) = (false, false);
+                }
                 _ => return Err(ApiError::MemberNotLearner),
             },
         }
         Ok(())
+    }
+
+    /// Puts a learner in the place of member `id`, in one step: where the one was
+    /// reached, by the name that it had.
+    fn replace(&mut self, id: u64, by: &Member) -> Result<(), ApiError> {
+        let Some(former) = self.get(id) else {
+            return Err(ApiError::MemberNotFound);
+        };
+        if self.get(by.id).is_some() || self.is_removed(by.id) {
+            return Err(ApiError::MemberExists);
+        }
+        if former.peer_urls != by.peer_urls || (former.is_started() && former.name != by.name) {
+            return Err(ApiError::MemberBadUrls);
+        }
+        if !former.is_learner && self.voters().count() < 2 {
+            return Err(ApiError::NotEnoughStarted);
+        }
+        let is_promotable = !former.is_learner || former.is_promotable;
+        self.forget(id);
+        self.insert(Member {
+            is_learner: true,
+            is_promotable,
+            client_urls: Vec::new(),
+            ..by.clone()
+        });
+        Ok(())
+    }
+
+    /// Removes a member for good.
+    fn forget(&mut self, id: u64) {
+        self.members.remove(&id);
+        self.removed.push(id);
+        if self.removed.len() > MAX_REMOVED {
+            self.removed.remove(0);
+        }
     }
 
     /// Whether no member but `id` is reached at one of `urls`.
@@ -153,13 +195,14 @@ impl Membership {
     }
 
     /// Appends the encoding: `[u32 count]`, then for each member
-    /// `[u64 id][u8 is_learner][name][u32 count, peer URLs][u32 count, client URLs]`,
+    /// `[u64 id][u8 flags][name][u32 count, peer URLs][u32 count, client URLs]`,
     /// strings with a `u32` length; then `[u32 count]` and the ids of those removed.
+    /// Flags: 1 a learner, 2 one that gets its vote by itself.
     pub fn encode(&self, out: &mut Vec<u8>) {
         put_u32(out, self.members.len());
         for member in self.members.values() {
             out.extend_from_slice(&member.id.to_le_bytes());
-            out.push(u8::from(member.is_learner));
+            out.push(member.flags());
             put_string(out, &member.name);
             for urls in [&member.peer_urls, &member.client_urls] {
                 put_u32(out, urls.len());
@@ -181,7 +224,7 @@ impl Membership {
         let mut membership = Self::default();
         for _ in 0..count {
             let id = reader.u64("member id")?;
-            let is_learner = reader.u8("learner flag")? != 0;
+            let flags = reader.u8("member flags")?;
             let name = reader.string("member name")?.to_owned();
             let mut urls = || -> Result<Vec<String>, DecodeError> {
                 let count = reader.count(4, "url count")?;
@@ -195,7 +238,8 @@ impl Membership {
                 name,
                 peer_urls,
                 client_urls,
-                is_learner,
+                is_learner: flags & 1 != 0,
+                is_promotable: flags & 2 != 0,
             });
         }
         if reader.remaining() > 0 {
@@ -230,13 +274,14 @@ mod tests {
             peer_urls: vec!["http://h:2".into()],
             client_urls: vec![],
             is_learner: true,
+            is_promotable: true,
         });
         membership.insert(Member {
             id: 1,
             name: "a".into(),
             peer_urls: vec!["http://h:1".into(), "http://i:1".into()],
             client_urls: vec!["http://h:9".into()],
-            is_learner: false,
+            ..Member::default()
         });
         membership.removed = vec![9, 8];
         membership
@@ -312,6 +357,40 @@ mod tests {
             members.change(&Change::Remove(3)),
             Err(ApiError::NotEnoughStarted)
         );
+    }
+
+    #[test]
+    fn a_damaged_member_is_replaced_in_one_step() {
+        let by = |id, name: &str, url: &str| Change::Replace {
+            id: 1,
+            by: Member {
+                id,
+                name: name.into(),
+                peer_urls: [url, "http://i:1"].map(str::to_owned).to_vec(),
+                ..Member::default()
+            },
+        };
+        let mut members = example();
+        let alone = by(7, "a", "http://h:1");
+        assert_eq!(members.change(&alone), Err(ApiError::NotEnoughStarted));
+        members.change(&Change::Promote(2)).unwrap();
+        let before = members.clone();
+        for (change, refusal) in [
+            (by(7, "b", "http://h:1"), ApiError::MemberBadUrls),
+            (by(7, "a", "http://h:2"), ApiError::MemberBadUrls),
+            (by(2, "a", "http://h:1"), ApiError::MemberExists),
+            (by(9, "a", "http://h:1"), ApiError::MemberExists),
+        ] {
+            assert_eq!(members.change(&change), Err(refusal), "{change:?}");
+            assert_eq!(members, before);
+        }
+        members.change(&alone).unwrap();
+        assert!(members.is_removed(1) && members.get(1).is_none());
+        let new = members.get(7).unwrap();
+        assert!(new.is_learner && new.is_promotable && new.client_urls.is_empty());
+        assert_eq!(members.voters().map(|m| m.id).collect::<Vec<_>>(), [2]);
+        // Once more it finds nobody to replace.
+        assert_eq!(members.change(&alone), Err(ApiError::MemberNotFound));
     }
 
     #[test]

@@ -448,6 +448,7 @@ impl NodeHandle {
         if shared.is_disk_stuck() {
             errors.push("the disk is stuck: no write of the log completes".to_owned());
         }
+        errors.extend(shared.damage().map(|found| format!("DAMAGED: {found}")));
         errors.extend(shared.failure());
         Status {
             member_id: shared.identity.member_id,
@@ -466,6 +467,17 @@ impl NodeHandle {
     /// Why the node stopped by itself, if it did. The process should end then.
     pub fn failure(&self) -> Option<String> {
         self.shared.failure()
+    }
+
+    /// What was found damaged of this member's files, if something was. The process
+    /// should end then, or the member be healed (see [`crate::Healing`]).
+    pub fn damage(&self) -> Option<&str> {
+        self.shared.damage()
+    }
+
+    /// Notes that a read, or a check beside the requests, found a file damaged.
+    pub fn report_damage(&self, found: String) {
+        self.shared.note_damage(found);
     }
 
     /// Whether this member has no vote.

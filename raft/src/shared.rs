@@ -1,7 +1,7 @@
 //! What the threads of a node and its handles share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -11,6 +11,7 @@ use varve_engine::mvcc::{Reader, Store};
 use varve_engine::wal::{Identity, WalStats};
 
 use crate::defragment::Defragment;
+use crate::error::RaftError;
 use crate::io::Input;
 use crate::loading::Loading;
 use crate::membership::Membership;
@@ -63,6 +64,8 @@ pub(crate) struct Shared {
     /// The applier waits for space.
     pub(crate) is_store_full: AtomicBool,
     failure: Mutex<Option<String>>,
+    /// What was found damaged, first of all.
+    damage: OnceLock<String>,
     status: SharedStatus,
 }
 
@@ -110,6 +113,7 @@ impl Shared {
             defragment: Defragment::default(),
             is_store_full: AtomicBool::new(false),
             failure: Mutex::new(None),
+            damage: OnceLock::new(),
             status: SharedStatus::default(),
         }
     }
@@ -223,6 +227,29 @@ impl Shared {
         drop(failure);
         // If the replica is gone already there is nothing left to stop.
         let _ = self.inputs.send(Input::Stop);
+    }
+
+    /// The same for an error, which may be damage.
+    pub(crate) fn fail_with(&self, action: &str, error: &RaftError) {
+        if error.is_damage() {
+            self.note_damage(error.to_string());
+        }
+        self.fail(format!("{action}{error}"));
+    }
+
+    /// Notes that a file of this member is damaged. The first finding counts.
+    pub(crate) fn note_damage(&self, found: String) {
+        if self.damage.set(found).is_ok() {
+            tracing::error!(
+                "this member is damaged: {}",
+                self.damage().unwrap_or_default()
+            );
+        }
+    }
+
+    /// What was found damaged, if something was.
+    pub(crate) fn damage(&self) -> Option<&str> {
+        self.damage.get().map(String::as_str)
     }
 
     /// Why the node stopped by itself, if it did.

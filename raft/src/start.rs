@@ -4,42 +4,35 @@
 //! |---|---|---|
 //! | new | none | bootstrap: marker and members at index 1, term 1; a member that joins: marker at index 0, all else comes by snapshot |
 //! | new | there | refused: the log is gone |
+//! | new, but it had been begun | none | refused: the log is gone |
 //! | begins with the bootstrap | empty | the crash came within the bootstrap, or the engine keeps nothing: members are written, the log is applied from its start |
 //! | there | behind the log's beginning | refused |
 //! | there | within the log | goes on; committed entries after it are applied |
 //! | begins with a restore | within the log | as above: see [`crate::restore`] |
 //! | there | ahead of the log, or of another term | refused: the log has lost entries |
+//!
+//! What is refused here is damage ([`RaftError::is_damage`]): see [`crate::heal`].
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use raft::eraftpb::HardState;
 use varve_engine::backend::Applied;
-use varve_engine::disk::{Disk, OpenMode};
+use varve_engine::disk::Disk;
 use varve_engine::mvcc::{BatchOptions, Store};
 use varve_engine::wal::{Group, Identity, Wal, WalConfig};
-use varve_types::Reader;
 
 use crate::config::Config;
 use crate::error::RaftError;
 use crate::identity;
 use crate::loading::Loading;
 use crate::log::RaftLog;
+use crate::member_file::{self, MEMBER_FILE, Owner};
 use crate::membership::{Member, Membership};
 use crate::meta;
 use crate::record::{self, Marker};
 use crate::replay::{Replay, Replayed};
 use crate::stores::{FIRST_STORE, StoreFiles};
-
-/// The file that says whose data directory it is.
-pub const MEMBER_FILE: &str = "member";
-const MEMBER_FILE_NEW: &str = "member.new";
-/// Begins the line with the members of the cluster that was joined, encoded, in hex.
-const JOINED: &str = "joined ";
-/// Longest such file.
-const MAX_MEMBER_FILE_BYTES: u64 = 1 << 20;
-/// Its last line once the member has been removed from the cluster.
-const REMOVED_LINE: &str = "removed\n";
 
 /// A data directory, opened.
 pub(crate) struct Started {
@@ -60,7 +53,7 @@ pub(crate) fn open(config: &Config, wal_config: WalConfig) -> Result<Started, Ra
     let bootstrap = config
         .initial_cluster
         .membership(&config.initial_cluster_token)?;
-    let (owner, doubt) = identify(config, &bootstrap)?;
+    let (mut owner, doubt) = identify(config, &bootstrap)?;
     let identity = owner.identity;
 
     let mut replay = Replay::new(config.log_cache_bytes);
@@ -87,9 +80,14 @@ pub(crate) fn open(config: &Config, wal_config: WalConfig) -> Result<Started, Ra
     );
     let replayed = match replay.finish(wal.reader())? {
         Some(replayed) => replayed,
-        None => begin_log(&mut wal, &files, &bootstrap, owner.joined.as_ref(), config)?,
+        None => begin_log(&mut wal, &files, &bootstrap, &owner, config)?,
     };
     let store = open_store(&files, &replayed)?;
+    let engine = Some(store.backend().name().to_owned());
+    if !owner.has_begun || owner.engine != engine {
+        (owner.has_begun, owner.engine) = (true, engine);
+        member_file::write(&**disk, &config.data_dir, &owner)?;
+    }
     let membership = match meta::members(&store.view())? {
         Some(membership) => membership,
         None if replayed.marker.index == 0 => Arc::new(replayed.marker.membership.clone()),
@@ -102,10 +100,10 @@ pub(crate) fn open(config: &Config, wal_config: WalConfig) -> Result<Started, Ra
     if membership.is_removed(identity.member_id) {
         return Err(removed(config, identity));
     }
-    if let Some((urls, foreign)) = doubt
-        && !has_moved(config, &membership, identity.member_id, &urls)
+    if let Some(doubt) = doubt
+        && !is_described(config, &membership, &doubt, identity)
     {
-        return Err(foreign);
+        return Err(doubt.error);
     }
     let loading = Loading::recover(
         &files,
@@ -143,42 +141,39 @@ fn removed(config: &Config, identity: Identity) -> RaftError {
     }
 }
 
-/// Whether the flags describe the member after all, at URLs that it got by an update
-/// (its id is a hash over the first ones): the store knows it by these, and the ids of
-/// others vouch for the token.
-fn has_moved(config: &Config, members: &Membership, id: u64, urls: &[String]) -> bool {
+/// Whether the flags describe the member after all, although its id is not the hash of
+/// their URLs: the store knows it by these URLs. It got them by an update, or its id when
+/// it came in the place of a damaged member. That the flags mean this cluster its id
+/// vouches for, which is a hash over all members of the bootstrap, or the id of another
+/// member, which is one over the token.
+fn is_described(config: &Config, members: &Membership, doubt: &Doubt, own: Identity) -> bool {
     let token = &config.initial_cluster_token;
     let vouches = |other: &Member| identity::member_id(&other.peer_urls, token) == other.id;
+    let mut others = members.members();
     members
-        .get(id)
-        .is_some_and(|member| member.peer_urls == urls)
-        && members
-            .members()
-            .any(|member| member.id != id && vouches(member))
+        .get(own.member_id)
+        .is_some_and(|member| member.peer_urls == doubt.peer_urls)
+        && (doubt.cluster_id == own.cluster_id
+            || others.any(|member| member.id != own.member_id && vouches(member)))
 }
 
-/// The peer URLs of the flags and the error, if their hash is another member's id.
-type Doubt = Option<(Vec<String>, RaftError)>;
-
-/// Whose a data directory is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Owner {
-    identity: Identity,
-    /// The members of the cluster that it joined, as they were then: the log begins
-    /// with them, also if the first start is cut short before that.
-    joined: Option<Membership>,
-    is_removed: bool,
+/// What the flags say, if the hash of their URLs is another member's id than the
+/// directory's.
+struct Doubt {
+    peer_urls: Vec<String>,
+    cluster_id: u64,
+    error: RaftError,
 }
 
 /// Whose data directory it is. Written once, and never changed but when the member
 /// has been removed.
-fn identify(config: &Config, bootstrap: &Membership) -> Result<(Owner, Doubt), RaftError> {
+fn identify(config: &Config, bootstrap: &Membership) -> Result<(Owner, Option<Doubt>), RaftError> {
     let own = bootstrap
         .members()
         .find(|member| member.name == config.name);
     let path = config.data_dir.join(MEMBER_FILE);
     if config.disk.exists(&path)? {
-        let owner = read_member_file(&*config.disk, &path)?;
+        let owner = member_file::read(&*config.disk, &path)?;
         let found = owner.identity;
         if owner.is_removed {
             return Err(removed(config, found));
@@ -192,7 +187,11 @@ fn identify(config: &Config, bootstrap: &Membership) -> Result<(Owner, Doubt), R
         };
         let doubt = own
             .filter(|own| own.id != found.member_id)
-            .map(|own| (own.peer_urls.clone(), foreign(own)));
+            .map(|own| Doubt {
+                peer_urls: own.peer_urls.clone(),
+                cluster_id: bootstrap.cluster_id(),
+                error: foreign(own),
+            });
         return Ok((owner, doubt));
     }
     let identity = match &config.join {
@@ -211,22 +210,20 @@ fn identify(config: &Config, bootstrap: &Membership) -> Result<(Owner, Doubt), R
         }
     };
     let owner = Owner {
-        identity,
         joined: config.join.as_ref().map(|join| join.members.clone()),
-        is_removed: false,
+        ..Owner::new(identity)
     };
-    write_member_file(&*config.disk, &config.data_dir, &owner)?;
+    member_file::write(&*config.disk, &config.data_dir, &owner)?;
     Ok((owner, None))
 }
 
 /// Says whose a data directory is that has everything else already.
 pub(crate) fn claim(disk: &dyn Disk, data_dir: &Path, identity: Identity) -> Result<(), RaftError> {
     let owner = Owner {
-        identity,
-        joined: None,
-        is_removed: false,
+        has_begun: true,
+        ..Owner::new(identity)
     };
-    write_member_file(disk, data_dir, &owner)
+    member_file::write(disk, data_dir, &owner)
 }
 
 /// Notes in the data directory that its member has been removed, so that it does not
@@ -237,84 +234,10 @@ pub(crate) fn mark_removed(
     identity: Identity,
 ) -> Result<(), RaftError> {
     let owner = Owner {
-        identity,
-        joined: None,
         is_removed: true,
+        ..Owner::new(identity)
     };
-    write_member_file(disk, data_dir, &owner)
-}
-
-fn write_member_file(disk: &dyn Disk, data_dir: &Path, owner: &Owner) -> Result<(), RaftError> {
-    let mut text = format!(
-        "varve 1\ncluster {:016x}\nmember {:016x}\n",
-        owner.identity.cluster_id, owner.identity.member_id,
-    );
-    if let Some(members) = &owner.joined {
-        let bytes = meta::encode_members(members);
-        let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        text.push_str(&format!("{JOINED}{digits}\n"));
-    }
-    if owner.is_removed {
-        text.push_str(REMOVED_LINE);
-    }
-    let new = data_dir.join(MEMBER_FILE_NEW);
-    let file = disk.open(&new, OpenMode::Create)?;
-    file.truncate(0)?;
-    file.write_at(text.as_bytes(), 0)?;
-    file.sync()?;
-    disk.rename(&new, &data_dir.join(MEMBER_FILE))?;
-    Ok(disk.sync_dir(data_dir)?)
-}
-
-fn read_member_file(disk: &dyn Disk, path: &Path) -> Result<Owner, RaftError> {
-    let file = disk.open(path, OpenMode::Existing)?;
-    let mut bytes = vec![0; file.len()?.min(MAX_MEMBER_FILE_BYTES) as usize];
-    let read = file.read_at(&mut bytes, 0)?;
-    let text = String::from_utf8_lossy(&bytes[..read]);
-    let field = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        u64::from_str_radix(line.trim(), 16).ok()
-    };
-    match (
-        text.starts_with("varve 1\n"),
-        field("cluster "),
-        field("member "),
-    ) {
-        (true, Some(cluster_id), Some(member_id)) => {
-            let joined = text.lines().find_map(|line| line.strip_prefix(JOINED));
-            let members = joined.map(decode_joined);
-            if members.as_ref().is_some_and(Option::is_none) {
-                return Err(RaftError::Inconsistent(format!(
-                    "{} does not name the members of the cluster that was joined",
-                    path.display()
-                )));
-            }
-            Ok(Owner {
-                identity: Identity {
-                    cluster_id,
-                    member_id,
-                },
-                joined: members.flatten(),
-                is_removed: text.ends_with(REMOVED_LINE),
-            })
-        }
-        _ => Err(RaftError::Inconsistent(format!(
-            "{} does not name a member and a cluster",
-            path.display()
-        ))),
-    }
-}
-
-fn decode_joined(digits: &str) -> Option<Membership> {
-    let pairs = digits.as_bytes().chunks(2);
-    let bytes: Option<Vec<u8>> = pairs
-        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
-        .collect();
-    let bytes = bytes?;
-    let mut reader = Reader::new(&bytes);
-    let members = Membership::decode(&mut reader).ok()?;
-    reader.finish().ok()?;
-    Some(members)
+    member_file::write(disk, data_dir, &owner)
 }
 
 /// Writes the first marker: every member of the bootstrap writes the same. A member
@@ -323,16 +246,23 @@ fn begin_log(
     wal: &mut Wal,
     files: &StoreFiles,
     bootstrap: &Membership,
-    joined: Option<&Membership>,
+    owner: &Owner,
     config: &Config,
 ) -> Result<Replayed, RaftError> {
+    if owner.has_begun {
+        return Err(RaftError::Inconsistent(
+            "it is empty, but it had been begun: the log was removed or lost; this member must be \
+             replaced"
+                .to_owned(),
+        ));
+    }
     if let Some(number) = files.numbers()?.first() {
         return Err(RaftError::Inconsistent(format!(
             "it is empty, but there is store {number}: the log was removed or lost; \
              this member must be replaced"
         )));
     }
-    let (first, members) = match joined {
+    let (first, members) = match &owner.joined {
         Some(members) => (0, members),
         None => (1, bootstrap),
     };
@@ -424,6 +354,9 @@ mod tests {
                 member_id: 7,
             },
             joined: joined.then_some(members),
+            healed: joined.then_some(3),
+            has_begun: false,
+            engine: joined.then(|| "btree".to_owned()),
             is_removed: false,
         }
     }
@@ -439,11 +372,11 @@ mod tests {
         let (disk, dir) = (disk(), Path::new("/data"));
         let path = dir.join(MEMBER_FILE);
         for joined in [false, true] {
-            write_member_file(&*disk, dir, &owner(joined)).unwrap();
-            assert_eq!(read_member_file(&*disk, &path).unwrap(), owner(joined));
+            member_file::write(&*disk, dir, &owner(joined)).unwrap();
+            assert_eq!(member_file::read(&*disk, &path).unwrap(), owner(joined));
         }
         mark_removed(&*disk, dir, owner(true).identity).unwrap();
-        assert!(read_member_file(&*disk, &path).unwrap().is_removed);
+        assert!(member_file::read(&*disk, &path).unwrap().is_removed);
     }
 
     /// A member that joins must not form a cluster of its own, although the start after
@@ -451,7 +384,7 @@ mod tests {
     #[test]
     fn joining_goes_on_after_a_crash_before_the_log_began() {
         let disk = disk();
-        write_member_file(&*disk, Path::new("/data"), &owner(true)).unwrap();
+        member_file::write(&*disk, Path::new("/data"), &owner(true)).unwrap();
         let open = |_: &Path| {
             let memory: Arc<dyn Backend> = Arc::new(Memory::new());
             Ok(memory)

@@ -45,7 +45,7 @@ impl ClientPort {
     }
 
     /// Accepts for as long as the node runs.
-    pub async fn run(self: Arc<Self>, listener: TcpListener) {
+    pub async fn run(self: Arc<Self>, listener: Arc<TcpListener>) {
         loop {
             match listener.accept().await {
                 Ok((stream, from)) => self.take(stream, from),

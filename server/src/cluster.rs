@@ -55,6 +55,7 @@ impl Service {
                     id: id.unwrap_or_default(),
                     peer_urls,
                     is_learner: add.is_learner,
+                    is_promotable: add.is_promotable,
                     ..varve_raft::Member::default()
                 };
                 let added = member.id;

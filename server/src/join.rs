@@ -2,34 +2,46 @@
 //! `--initial-cluster` say of the cluster: to join it with `--initial-cluster-state
 //! existing`, and with `new` not to form a second one beside it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, timeout};
-use varve_raft::{InitialCluster, Joining, Member, Membership};
+use tokio::time::{Instant, sleep};
+use varve_raft::{Damaged, InitialCluster, Joining, Member};
 
-use crate::config::{ClusterState, Config, Url};
+use crate::ask::{self, Answer, Standing, Told};
+use crate::config::{ClusterState, Config};
+use crate::node::Ports;
+use crate::waiting::{Notice, WaitingRoom};
 
-/// How long one member may take to answer.
-const TIMEOUT: Duration = Duration::from_secs(2);
-/// No list of members is longer.
-const MAX_BYTES: u64 = 1 << 20;
 /// How long members may disagree with the flags: one that was asked may not have
 /// heard yet of the change that another one has just confirmed.
 const PATIENCE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long a new member waits for others before it says so, and again.
+const LOG_AFTER: Duration = Duration::from_secs(5);
 
-/// What a member says of its cluster.
-#[derive(Debug, Clone)]
-struct Told {
-    url: String,
-    cluster_id: u64,
-    members: Membership,
+/// What a member without a data directory is to do.
+#[derive(Debug)]
+pub enum Place {
+    /// Form a cluster with the others.
+    Form,
+    /// Join one in which it has a place.
+    Join(Joining),
+    /// Its data directory is gone: what it had acknowledged is not here.
+    Lost(Lost),
 }
 
-/// The cluster to join, if one is to be joined; an error says why the node must not start.
-pub async fn look_around(config: &Config) -> Result<Option<Joining>, String> {
+/// A member that has run, with a data directory that is gone.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// The member, as the cluster knows it.
+    pub damaged: Damaged,
+    /// The same for people.
+    pub reason: String,
+}
+
+/// What is to be done; an error says why the node must not start.
+pub(crate) async fn look_around(config: &Config, ports: &Ports) -> Result<Place, String> {
     let cluster = &config.initial_cluster;
     let advertised: Vec<_> = config
         .advertise_peer_urls
@@ -39,41 +51,122 @@ pub async fn look_around(config: &Config) -> Result<Option<Joining>, String> {
     let verify = cluster.verify(&config.name, &advertised);
     match config.initial_cluster_state {
         // The replica verifies what it starts with.
-        ClusterState::New if verify.is_err() => Ok(None),
-        ClusterState::New => may_form(config, &ask_all(config).await).map(|()| None),
+        ClusterState::New if verify.is_err() => Ok(Place::Form),
+        ClusterState::New => form(config, ports).await,
         ClusterState::Existing => {
             verify.map_err(|error| error.to_string())?;
-            join(config).await.map(Some)
+            join(config).await
         }
     }
 }
 
-/// Refuses to form a cluster that runs already, or another one than the others have.
-fn may_form(config: &Config, told: &[Told]) -> Result<(), String> {
+/// Waits until it is sure that this member has never run before: one that has lost its
+/// data directory would give votes that it must not give, and by that lose what it had
+/// acknowledged. It is, once another one that has seen all that was committed says so; or
+/// once a quorum has nothing but the bootstrap, as when a cluster is formed.
+async fn form(config: &Config, ports: &Ports) -> Result<Place, String> {
     let token = &config.initial_cluster_token;
     let formed = config.initial_cluster.membership(token);
     let formed = formed.map_err(|error| error.to_string())?;
     let cluster_id = formed.cluster_id();
     let own = formed.members().find(|member| member.name == config.name);
-    for Told {
+    let (Some(own), count) = (own, formed.members().count()) else {
+        return Ok(Place::Form); // the replica says what is wrong
+    };
+    if count == 1 {
+        return Ok(Place::Form);
+    }
+    let notice = Notice::is_new(&config.name, cluster_id, own.id);
+    let _room = WaitingRoom::open(&ports.clients, &ports.members, &notice);
+    let others: Vec<_> = formed.members().filter(|one| one.id != own.id).collect();
+    let mut unused = BTreeSet::new();
+    let mut said: Option<Instant> = Some(Instant::now());
+    loop {
+        let mut answers = Vec::new();
+        for other in &others {
+            let (id, urls) = (other.id, other.peer_urls.clone());
+            answers.push(tokio::spawn(async move { (id, ask_one(&urls).await) }));
+        }
+        let mut silent = Vec::new();
+        for answer in answers {
+            let Ok((id, answer)) = answer.await else {
+                continue;
+            };
+            match answer {
+                Some(Answer::Runs(told)) => {
+                    if let Some(place) = place_in(own, cluster_id, &told)? {
+                        return Ok(place);
+                    }
+                    match told.standing {
+                        Standing::Confirmed => return Ok(Place::Form),
+                        Standing::Bare => drop(unused.insert(id)),
+                        Standing::Unconfirmed => silent.push(id),
+                    }
+                }
+                Some(Answer::IsNew) => drop(unused.insert(id)),
+                Some(Answer::Heals(_)) | None => silent.push(id),
+            }
+        }
+        if unused.len() >= count / 2 {
+            return Ok(Place::Form);
+        }
+        silent.retain(|id| !unused.contains(id));
+        let silent = others.iter().filter(|other| silent.contains(&other.id));
+        let silent: Vec<_> = silent.map(|other| other.peer_urls.join(", ")).collect();
+        notice.wait_for(format!(
+            "it waits for a quorum of new members, or for one member with a leader, so as not to \
+             vote if it has lost its data directory; neither is at {}",
+            silent.join(", ")
+        ));
+        if said.is_none_or(|at| at.elapsed() >= LOG_AFTER) {
+            tracing::warn!("{}", notice.reason());
+            said = Some(Instant::now());
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// What a member that runs says of this one's place, if it says something.
+fn place_in(own: &Member, cluster_id: u64, told: &Told) -> Result<Option<Place>, String> {
+    let Told {
         url,
         cluster_id: found,
         members,
-    } in told
-    {
-        if *found != cluster_id {
-            return Err(format!(
-                "cluster ID mismatch: the flags describe cluster {cluster_id:x}, but the member at \
-                 {url} belongs to cluster {found:x}; to join that one, add this member with \
-                 `varvectl member add` and start it with --initial-cluster-state existing"
-            ));
+        ..
+    } = told;
+    if *found != cluster_id {
+        return Err(format!(
+            "cluster ID mismatch: the flags describe cluster {cluster_id:x}, but the member at \
+             {url} belongs to cluster {found:x}; to join that one, add this member with \
+             `varvectl member add` and start it with --initial-cluster-state existing"
+        ));
+    }
+    // One that came in the place of a damaged one has another id than the flags say.
+    let mut here = members.members();
+    let here = here.find(|member| member.id == own.id || member.peer_urls == own.peer_urls);
+    match here {
+        Some(member) if member.id != own.id || is_bootstrapped(member) => {
+            let lost = bootstrapped(member.id, cluster_id);
+            Ok(Some(Place::Lost(lost)))
         }
-        let Some(own) = own else { continue };
-        if members.get(own.id).is_some_and(is_bootstrapped) {
-            return Err(bootstrapped(own.id, cluster_id));
+        Some(_) => Ok(None),
+        None => Err(format!(
+            "member {:x} of cluster {cluster_id:x} is no member any more: it was removed; add it \
+             with `varvectl member add`, and start it with --initial-cluster-state existing",
+            own.id
+        )),
+    }
+}
+
+/// What the first URL answers at which something does.
+async fn ask_one(urls: &[String]) -> Option<Answer> {
+    for url in urls {
+        match ask::confirmed_members(url).await {
+            Ok(answer) => return Some(answer),
+            Err(error) => tracing::debug!("could not get cluster response from {url}: {error}"),
         }
     }
-    Ok(())
+    None
 }
 
 /// A member that has told its client URLs has run, with a data directory.
@@ -81,16 +174,21 @@ fn is_bootstrapped(member: &Member) -> bool {
     !member.client_urls.is_empty()
 }
 
-fn bootstrapped(id: u64, cluster_id: u64) -> String {
-    format!(
+fn bootstrapped(id: u64, cluster_id: u64) -> Lost {
+    let reason = format!(
         "member {id:x} of cluster {cluster_id:x} has already been bootstrapped, but its data-dir is \
          empty: what it had acknowledged is not here; use the former --data-dir, or replace it: \
          `varvectl member remove {id:x}`, `varvectl member add`, and start it with \
          --initial-cluster-state existing"
-    )
+    );
+    let damaged = Damaged {
+        cluster_id,
+        member_id: id,
+    };
+    Lost { damaged, reason }
 }
 
-async fn join(config: &Config) -> Result<Joining, String> {
+async fn join(config: &Config) -> Result<Place, String> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let told = ask_all(config).await;
@@ -111,7 +209,7 @@ async fn join(config: &Config) -> Result<Joining, String> {
 }
 
 /// This member's place in the cluster: that of its peer URLs.
-fn place(config: &Config, told: &Told) -> Result<Joining, String> {
+fn place(config: &Config, told: &Told) -> Result<Place, String> {
     let listed = config.initial_cluster.members();
     let own_urls = listed
         .filter(|(name, _)| *name == config.name)
@@ -123,13 +221,13 @@ fn place(config: &Config, told: &Told) -> Result<Joining, String> {
         return Err(misfit(&config.initial_cluster, told));
     };
     if is_bootstrapped(own) {
-        return Err(bootstrapped(own.id, told.cluster_id));
+        return Ok(Place::Lost(bootstrapped(own.id, told.cluster_id)));
     }
-    Ok(Joining {
+    Ok(Place::Join(Joining {
         cluster_id: told.cluster_id,
         member_id: own.id,
         members: told.members.clone(),
-    })
+    }))
 }
 
 /// etcd's words.
@@ -166,12 +264,13 @@ async fn ask_all(config: &Config) -> Vec<Told> {
         .filter(|(name, _)| *name != config.name)
         .flat_map(|(_, urls)| urls.iter().cloned());
     let asked: Vec<_> = urls
-        .map(|url| tokio::spawn(async move { (ask(&url).await, url) }))
+        .map(|url| tokio::spawn(async move { (ask::members(&url).await, url) }))
         .collect();
     let mut told = Vec::new();
     for task in asked {
         match task.await {
-            Ok((Ok(answer), _)) => told.push(answer),
+            Ok((Ok(Answer::Runs(answer)), _)) => told.push(answer),
+            Ok((Ok(Answer::Heals(_) | Answer::IsNew), _)) => {}
             Ok((Err(error), url)) => {
                 tracing::debug!("could not get cluster response from {url}: {error}");
             }
@@ -181,110 +280,10 @@ async fn ask_all(config: &Config) -> Vec<Told> {
     told
 }
 
-async fn ask(url: &str) -> Result<Told, String> {
-    let answer = timeout(TIMEOUT, fetch(url)).await;
-    let answer = answer.map_err(|_| format!("no answer within {TIMEOUT:?}"))??;
-    let (cluster_id, members) = parse(&answer).ok_or("no list of members")?;
-    Ok(Told {
-        url: url.to_owned(),
-        cluster_id,
-        members,
-    })
-}
-
-async fn fetch(url: &str) -> Result<String, String> {
-    let authority = Url::parse(url)?.authority();
-    let exchange = async {
-        let mut stream = TcpStream::connect(&authority).await?;
-        // 1.0, so that the answer comes in one piece and ends with the connection.
-        let request =
-            format!("GET /members HTTP/1.0\r\nHost: {authority}\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::new();
-        stream.take(MAX_BYTES).read_to_end(&mut answer).await?;
-        Ok::<_, std::io::Error>(answer)
-    };
-    let answer = exchange.await.map_err(|error| error.to_string())?;
-    String::from_utf8(answer).map_err(|error| error.to_string())
-}
-
-/// Cluster id and members out of an answer to `GET /members`.
-fn parse(answer: &str) -> Option<(u64, Membership)> {
-    let (head, body) = answer.split_once("\r\n\r\n")?;
-    let mut lines = head.lines();
-    if lines.next()?.split(' ').nth(1)? != "200" {
-        return None;
-    }
-    let id = lines.find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("x-etcd-cluster-id")
-            .then(|| value.trim())
-    })?;
-    let list: Vec<MemberJson> = serde_json::from_str(body).ok()?;
-    let mut members = Membership::default();
-    for mut member in list {
-        member.peer_urls.sort_unstable();
-        members.insert(Member {
-            id: member.id,
-            name: member.name,
-            peer_urls: member.peer_urls,
-            client_urls: member.client_urls,
-            is_learner: member.is_learner,
-        });
-    }
-    Some((u64::from_str_radix(id, 16).ok()?, members))
-}
-
-#[derive(serde::Deserialize)]
-#[serde(default)]
-#[derive(Default)]
-struct MemberJson {
-    id: u64,
-    name: String,
-    #[serde(rename = "peerURLs")]
-    peer_urls: Vec<String>,
-    #[serde(rename = "clientURLs")]
-    client_urls: Vec<String>,
-    #[serde(rename = "isLearner")]
-    is_learner: bool,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const ANSWER: &str = "HTTP/1.1 200 OK\r\nX-Etcd-Cluster-Id: cdf818194e3a8c32\r\n\r\n[{\"id\":7,\
-        \"peerURLs\":[\"http://h:2\",\"http://h:1\"],\"name\":\"a\",\"clientURLs\":[\"http://h:3\"]},\
-        {\"id\":18446744073709551615,\"peerURLs\":[\"http://i:1\"],\"isLearner\":true}]\n";
-
-    fn told() -> Told {
-        let (cluster_id, members) = parse(ANSWER).unwrap();
-        let url = "http://h:1".to_owned();
-        Told {
-            url,
-            cluster_id,
-            members,
-        }
-    }
-
-    #[test]
-    fn lists_are_read() {
-        let Told {
-            cluster_id,
-            members,
-            ..
-        } = told();
-        assert_eq!(cluster_id, 0xcdf8_1819_4e3a_8c32);
-        assert_eq!(
-            members.get(7).unwrap().peer_urls,
-            ["http://h:1", "http://h:2"]
-        );
-        let learner = members.get(u64::MAX).unwrap();
-        assert!(learner.is_learner && !is_bootstrapped(learner));
-        for bad in ["", "HTTP/1.1 404 x\r\n\r\n[]", "HTTP/1.1 200 OK\r\n\r\n[]"] {
-            assert!(parse(bad).is_none());
-        }
-    }
+    use crate::ask::tests::told;
 
     #[test]
     fn misfits_are_told_in_etcds_words() {

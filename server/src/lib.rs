@@ -3,14 +3,17 @@
 //! [`config`] reads the settings, [`node`] assembles a node from them. Clients
 //! reach it through [`client_port`], which hands a socket to [`connection`] (the
 //! binary protocol) or [`http`]; [`watch`] serves watches to connections; [`peer`]
-//! carries Raft messages and snapshots between members. The replica and the
+//! carries Raft messages and snapshots between members. [`join`] finds a new member its
+//! place, [`heal`] a damaged one. The replica and the
 //! store are `varve_raft`'s and `varve_engine`'s.
 
+mod ask;
 pub mod client_port;
 mod cluster;
 pub mod config;
 pub mod connection;
 pub mod data_dir;
+pub mod heal;
 pub mod http;
 pub mod join;
 pub mod metrics;
@@ -21,4 +24,5 @@ pub mod restore;
 pub mod service;
 pub mod storage;
 pub mod systemd;
+pub mod waiting;
 pub mod watch;

@@ -3,7 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::filter::LevelFilter;
 use varve::config::{self, Config, EXIT_START, Invocation, LogLevel};
 use varve::node::{NodeError, RunningNode};
@@ -84,10 +84,37 @@ async fn serve(config: &Config) -> Result<(), NodeError> {
         config.data_dir.display(),
         config.engine.name()
     );
-    let node = RunningNode::start(config).await?;
+    let mut node = RunningNode::start(config).await?;
     // From here on a signal asks for an orderly end.
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    loop {
+        let found = match serve_until(config, node, &mut terminate, &mut interrupt).await? {
+            End::Asked => return Ok(()),
+            End::Damaged(found) => found,
+        };
+        node = tokio::select! {
+            started = RunningNode::start_damaged(config, found) => started?,
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        };
+    }
+}
+
+/// Why a node no longer serves.
+enum End {
+    /// It was asked to stop, or removed.
+    Asked,
+    /// Something of it is damaged: what.
+    Damaged(String),
+}
+
+async fn serve_until(
+    config: &Config,
+    node: RunningNode,
+    terminate: &mut Signal,
+    interrupt: &mut Signal,
+) -> Result<End, NodeError> {
     let handle = node.handle().clone();
     let publish = RunningNode::publish(
         handle.clone(),
@@ -112,9 +139,18 @@ async fn serve(config: &Config) -> Result<(), NodeError> {
             tracing::error!("{}", varve_raft::REMOVED_HINT);
             None
         }
-        reason = RunningNode::failed(handle) => Some(reason),
+        reason = RunningNode::failed(handle.clone()) => Some(reason),
+        found = RunningNode::damaged(handle.clone()) => Some(found),
     };
     announce.abort();
+    if let Some(found) = handle.damage() {
+        let found = found.to_owned();
+        // What it may still do of an orderly end it does: it hands leadership over.
+        if let Err(error) = node.stop().await {
+            tracing::warn!("{error}");
+        }
+        return Ok(End::Damaged(found));
+    }
     systemd::notify(systemd::STOPPING);
     tokio::select! {
         stopped = node.stop() => stopped?,
@@ -125,7 +161,7 @@ async fn serve(config: &Config) -> Result<(), NodeError> {
     match failure {
         None => {
             tracing::info!("stopped");
-            Ok(())
+            Ok(End::Asked)
         }
         Some(reason) => Err(varve_raft::RaftError::Stopped(reason).into()),
     }

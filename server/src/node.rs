@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::net::TcpListener;
@@ -12,13 +12,16 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use varve_engine::mvcc::Limits;
-use varve_raft::{Completion, InitialCluster, Node, NodeHandle, Proposal, RaftError, ReplySink};
+use varve_raft::{
+    Completion, Healing, InitialCluster, Node, NodeHandle, Proposal, RaftError, ReplySink,
+};
 use varve_types::{ApiError, Command, MemberAttributes};
 
 use crate::client_port::ClientPort;
 use crate::config::{ClusterState, Config, Url, join};
 use crate::data_dir::{DataDir, DataDirError};
-use crate::join;
+use crate::heal;
+use crate::join::{self, Place};
 use crate::metrics::Metrics;
 use crate::peer::{PeerPort, Peers};
 use crate::rate_limit::LogLimit;
@@ -65,6 +68,14 @@ pub enum NodeError {
     /// The cluster in which this member was to start does not want it.
     #[error("{0}")]
     Join(String),
+    /// This member is damaged, and does not heal by itself.
+    #[error("this member is damaged: {found}. {why}")]
+    Damaged {
+        /// What was found: segment, offset, page.
+        found: String,
+        /// Why it does not heal, and what to do.
+        why: String,
+    },
     /// Something of the process.
     #[error("{action}: {source}")]
     Process {
@@ -85,7 +96,8 @@ pub struct RunningNode {
 }
 
 impl RunningNode {
-    /// Opens everything and starts to serve. Must run on a runtime, on a thread that may block.
+    /// Opens everything and starts to serve; before that, a damaged member is healed as
+    /// far as it takes the cluster for that. Must run on a runtime, on a thread that may block.
     pub async fn start(config: &Config) -> Result<Self, NodeError> {
         Self::start_on(config, |config| Storage::open(config.disk)).await
     }
@@ -95,15 +107,95 @@ impl RunningNode {
         config: &Config,
         storage: impl FnOnce(&Config) -> Storage,
     ) -> Result<Self, NodeError> {
+        Self::start_after(config, storage, None).await
+    }
+
+    /// The same after it ran, and something of it was found damaged: what.
+    pub async fn start_damaged(config: &Config, found: String) -> Result<Self, NodeError> {
+        let storage = |config: &Config| Storage::open(config.disk);
+        Self::start_after(config, storage, Some(found)).await
+    }
+
+    async fn start_after(
+        config: &Config,
+        storage: impl FnOnce(&Config) -> Storage,
+        mut found: Option<String>,
+    ) -> Result<Self, NodeError> {
         let data_dir = DataDir::open(&config.data_dir)?;
-        let join = match data_dir.has_member() {
-            true => None,
-            // Before the ports are open: members that start together would ask each other.
-            false => join::look_around(config).await.map_err(NodeError::Join)?,
-        };
-        let clients = listen("clients", &config.listen_client_urls).await?;
-        let members = listen("members", &config.listen_peer_urls).await?;
         let storage = storage(config);
+        let ports = Ports {
+            clients: listen("clients", &config.listen_client_urls).await?,
+            members: listen("members", &config.listen_peer_urls).await?,
+        };
+        let started = Instant::now();
+        loop {
+            let mut raft = raft_config(config, &data_dir, &storage);
+            if let Some(found) = found.take() {
+                heal::begin(config, &raft, Healing::damaged_member(&raft), &found)?;
+            }
+            if Healing::under_way(&raft)?.is_none() && !data_dir.has_member() {
+                match join::look_around(config, &ports)
+                    .await
+                    .map_err(NodeError::Join)?
+                {
+                    Place::Form => {}
+                    Place::Join(joining) => raft.join = Some(joining),
+                    Place::Lost(lost) => {
+                        heal::begin(config, &raft, Some(lost.damaged), &lost.reason)?;
+                    }
+                }
+            }
+            if let Some(healing) = Healing::under_way(&raft)? {
+                heal::rejoin(config, &raft, &healing, &ports).await?;
+                raft = raft_config(config, &data_dir, &storage);
+            }
+            let engine = varve_raft::engine_of(&raft);
+            match Self::open(config, raft, &storage, &ports).await {
+                Err(NodeError::Raft(error))
+                    if heal::is_damage_at_start(config, engine.as_deref(), &error) =>
+                {
+                    found = Some(error.to_string());
+                }
+                Err(error) => return Err(error),
+                Ok((node, service, tasks)) => {
+                    let mut running = Self {
+                        node,
+                        service,
+                        tasks,
+                        _data_dir: data_dir,
+                    };
+                    running.watch_healing(started);
+                    return Ok(running);
+                }
+            }
+        }
+    }
+
+    /// Says when a member that takes the place of a damaged one has its vote.
+    fn watch_healing(&mut self, started: Instant) {
+        let service = Arc::clone(&self.service);
+        let Some(damaged) = service.healed_from else {
+            return;
+        };
+        self.tasks.spawn(async move {
+            while service.healing().is_some() {
+                tokio::time::sleep(WATCH_INTERVAL).await;
+            }
+            tracing::info!(
+                "healed: member {:x} votes in the place of the damaged {damaged:x}, {:.1?} after \
+                 this start",
+                service.member_id,
+                started.elapsed()
+            );
+        });
+    }
+
+    async fn open(
+        config: &Config,
+        raft: varve_raft::Config,
+        storage: &Storage,
+        ports: &Ports,
+    ) -> Result<(Node, Arc<Service>, JoinSet<()>), NodeError> {
         let metrics = Arc::new(Metrics::default());
         let hub = Arc::new(Hub::default());
         let peers = Peers::new(
@@ -111,8 +203,17 @@ impl RunningNode {
             Arc::clone(&metrics),
             config.snapshot_rate_limit_mib << 20,
         );
-        let mut raft = raft_config(config, &data_dir, &storage);
-        raft.join = join;
+        let healed_from = varve_raft::healed_from(&raft);
+        let damaged_sets = varve_raft::set_aside(&raft)?;
+        if !damaged_sets.is_empty() {
+            tracing::warn!(
+                "{} has {} sets of damaged files ({}); remove them when nobody wants to look at \
+                 them any more",
+                raft.data_dir.display(),
+                damaged_sets.len(),
+                damaged_sets.join(", ")
+            );
+        }
         let (transport, watchers) = (peers.transport(), hub.feed());
         let node = tokio::task::spawn_blocking(move || Node::start(raft, transport, watchers))
             .await
@@ -138,24 +239,21 @@ impl RunningNode {
             disk: storage.disk.name(),
             disk_fallback: storage.fallback.is_some(),
             draining: AtomicBool::new(false),
+            healed_from,
+            damaged_sets: damaged_sets.len(),
             node: handle,
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(hub.run());
         let client_port = ClientPort::new(Arc::clone(&service), config.max_connections);
-        for listener in clients {
-            tasks.spawn(Arc::clone(&client_port).run(listener));
+        for listener in &ports.clients {
+            tasks.spawn(Arc::clone(&client_port).run(Arc::clone(listener)));
         }
         let peer_port = PeerPort::new(&peers, Arc::clone(&service));
-        for listener in members {
-            tasks.spawn(Arc::clone(&peer_port).run(listener));
+        for listener in &ports.members {
+            tasks.spawn(Arc::clone(&peer_port).run(Arc::clone(listener)));
         }
-        Ok(Self {
-            node,
-            service,
-            tasks,
-            _data_dir: data_dir,
-        })
+        Ok((node, service, tasks))
     }
 
     /// What can be asked of it.
@@ -220,6 +318,16 @@ impl RunningNode {
         }
     }
 
+    /// Waits until something of this member is found damaged; what.
+    pub async fn damaged(handle: NodeHandle) -> String {
+        loop {
+            if let Some(found) = handle.damage() {
+                return found.to_owned();
+            }
+            tokio::time::sleep(WATCH_INTERVAL).await;
+        }
+    }
+
     /// Waits until this member has been removed from the cluster, and a little longer:
     /// whoever asked for it may wait for the answer.
     pub async fn removed(handle: NodeHandle) {
@@ -264,7 +372,13 @@ impl ReplySink for Published {
     }
 }
 
-async fn listen(whom: &'static str, urls: &[Url]) -> Result<Vec<TcpListener>, NodeError> {
+/// The ports, open for as long as the process lives.
+pub(crate) struct Ports {
+    pub(crate) clients: Vec<Arc<TcpListener>>,
+    pub(crate) members: Vec<Arc<TcpListener>>,
+}
+
+async fn listen(whom: &'static str, urls: &[Url]) -> Result<Vec<Arc<TcpListener>>, NodeError> {
     let mut listeners = Vec::new();
     for url in urls {
         let address = url.bind_address().map_err(NodeError::Url)?;
@@ -276,7 +390,7 @@ async fn listen(whom: &'static str, urls: &[Url]) -> Result<Vec<TcpListener>, No
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let bound: SocketAddr = listener.local_addr().map_err(failed)?;
         tracing::info!("listening for {whom} on {bound}");
-        listeners.push(listener);
+        listeners.push(Arc::new(listener));
     }
     Ok(listeners)
 }

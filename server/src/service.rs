@@ -10,7 +10,7 @@ use varve_protocol::{
     HashKvRequest, HashKvResponse, HelloResponse, SpaceLine, SpaceRequest, SpaceResponse,
     StatusResponse, WireError,
 };
-use varve_raft::NodeHandle;
+use varve_raft::{NodeHandle, is_damaged_store};
 use varve_types::{ApiError, ResponseHeader};
 
 use crate::metrics::Metrics;
@@ -60,6 +60,10 @@ pub struct Service {
     pub member_id: u64,
     /// Whether it is on its way down: it takes no new requests.
     pub draining: AtomicBool,
+    /// The damaged member in whose place this one came.
+    pub healed_from: Option<u64>,
+    /// Sets of damaged files in the data directory, at the start.
+    pub damaged_sets: usize,
 }
 
 impl Service {
@@ -83,9 +87,35 @@ impl Service {
         self.draining.load(Ordering::Relaxed)
     }
 
+    /// The damaged member in whose place this one came, until it has its vote.
+    pub fn healing(&self) -> Option<u64> {
+        let known = self.node.members();
+        // Before its first snapshot it knows the members only from hearsay.
+        let votes = known
+            .get(self.member_id)
+            .is_some_and(|own| !own.is_learner && self.node.status().applied_index > 0);
+        self.healed_from.filter(|_| !votes)
+    }
+
     /// The Raft term that this member is in.
     pub fn term(&self) -> u64 {
         self.node.term()
+    }
+
+    /// An error of the store as a client sees it. What is the store's own fault is logged
+    /// too, and damage ends this member's service.
+    pub fn wire_error(&self, error: &MvccError, view: &View) -> WireError {
+        match error.api() {
+            Some(ApiError::Compacted) => WireError::compacted(view.compacted()),
+            Some(error) => error.into(),
+            None => {
+                tracing::error!("the store failed to answer a read: {error}");
+                if is_damaged_store(error) {
+                    self.node.report_damage(error.to_string());
+                }
+                WireError::internal(error.to_string())
+            }
+        }
     }
 
     /// Answer to a hello.
@@ -100,7 +130,14 @@ impl Service {
 
     /// Answer to a status request.
     pub fn status(&self) -> StatusResponse {
-        let status = self.node.status();
+        let mut status = self.node.status();
+        if let Some(damaged) = self.healing() {
+            status.errors.push(format!(
+                "HEALING: member {damaged:x} was damaged; {:x} is in its place and catches up as \
+                 a learner",
+                self.member_id
+            ));
+        }
         let stats = self.node.backend().stats();
         StatusResponse {
             version: VERSION.to_owned(),
@@ -120,10 +157,8 @@ impl Service {
 }
 
 /// Answer to a request for the store's hash.
-pub fn hash_kv(view: &View, request: &HashKvRequest) -> Result<HashKvResponse, WireError> {
-    let hash = view
-        .hash_at(request.revision)
-        .map_err(|error| wire_error(&error, view))?;
+pub fn hash_kv(view: &View, request: &HashKvRequest) -> Result<HashKvResponse, MvccError> {
+    let hash = view.hash_at(request.revision)?;
     Ok(HashKvResponse {
         hash,
         hash_revision: match request.revision {
@@ -161,18 +196,6 @@ pub fn space(view: &View, request: &SpaceRequest<'_>) -> Result<SpaceResponse, M
         ControlFlow::Continue(())
     })?;
     Ok(reply)
-}
-
-/// An error of the store as a client sees it. What is the store's own fault is logged too.
-pub fn wire_error(error: &MvccError, view: &View) -> WireError {
-    match error.api() {
-        Some(ApiError::Compacted) => WireError::compacted(view.compacted()),
-        Some(error) => error.into(),
-        None => {
-            tracing::error!("the store failed to answer a read: {error}");
-            WireError::internal(error.to_string())
-        }
-    }
 }
 
 fn signed(value: u64) -> i64 {

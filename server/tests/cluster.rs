@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use common::load::{Load, assert_nothing_lost};
 use common::{Cluster, all, get, put};
+use varve_types::RangeRequest;
 
 const CHECKPOINTS: &str = "etcd_disk_backend_commit_duration_seconds_count";
 
@@ -224,5 +225,57 @@ async fn no_quorum_is_said() {
             .get("/metrics")
             .1
             .contains("\netcd_server_has_leader 0\n")
+    );
+}
+
+/// A restart of one member after the other is not noticed: nothing fails, and no
+/// write waits as long as an election would take.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_is_not_noticed() {
+    let election_timeout = Duration::from_millis(1000);
+    let mut cluster = Cluster::start(3, &[]);
+    let load = Load::start(&cluster, 8);
+    load.more(500).await;
+    for round in 0..6 {
+        // The leader each second time, so that leadership is handed over for certain.
+        let leader = cluster.leader().await;
+        let index = if round % 2 == 0 {
+            leader
+        } else {
+            (leader + 1) % 3
+        };
+        let started = Instant::now();
+        let status = cluster.members[index].signal("TERM");
+        assert!(status.success(), "{status}");
+        println!(
+            "stopped {index} (leader {leader}) in {:?}",
+            started.elapsed()
+        );
+        load.more(100).await;
+        cluster.spawn(index);
+        cluster.wait_healthy();
+        load.more(100).await;
+    }
+    let outcome = load.end().await;
+    println!(
+        "{} writes, the slowest took {:?}",
+        outcome.written.len(),
+        outcome.slowest
+    );
+    assert_eq!(outcome.failed, Vec::<String>::new());
+    assert!(outcome.slowest < election_timeout, "{:?}", outcome.slowest);
+    assert_nothing_lost(&cluster, &outcome.written).await;
+    let end = [b'm'];
+    let request = RangeRequest {
+        key: b"load/",
+        range_end: &end,
+        count_only: true,
+        ..RangeRequest::default()
+    };
+    let count = cluster.client().range(&request).await.unwrap().body.count;
+    assert_eq!(
+        count as usize,
+        outcome.written.len(),
+        "what failed was written twice or lost"
     );
 }

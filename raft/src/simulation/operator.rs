@@ -39,7 +39,7 @@ impl ChangeSink for Outcome {
             (Ok(members), Some(change)) => {
                 let id = change.member_id();
                 let fine = match change {
-                    Change::Remove(_) => members.get(id).is_none(),
+                    Change::Remove(_) | Change::Replace { .. } => members.get(id).is_none(),
                     // Another change of the same batch may have removed it.
                     _ => members.get(id).is_some() || members.is_removed(id),
                 };
@@ -137,6 +137,7 @@ impl World {
             id: identity::added_member_id(&peer_urls, number),
             peer_urls,
             is_learner,
+            is_promotable: is_learner && number % 2 == 0,
             ..membership::Member::default()
         }
     }
@@ -168,23 +169,27 @@ impl World {
         }
     }
 
-    /// Replaces a member whose files are damaged: out with it, and another one in.
+    /// A member whose files are damaged asks to be replaced, until it is: a learner
+    /// with a fresh id takes its place, and gets its vote by itself.
     pub(super) fn replace(&mut self, id: u64) {
         let running = self.running();
         let (Some(newest), Some(at)) = (self.newest(), self.pick(&running)) else {
             return self.agenda.after(SECOND, Event::Replace(id));
         };
-        if newest.get(id).is_some() {
+        if let Some(damaged) = newest.get(id) {
             self.agenda.after(SECOND, Event::Replace(id));
-            return self.ask(at, Change::Remove(id));
+            let by = membership::Member {
+                // The same, however often it asks.
+                id: identity::added_member_id(&damaged.peer_urls, id as i64),
+                ..damaged.clone()
+            };
+            return self.ask(at, Change::Replace { id, by });
         }
         self.hosts.remove(&id);
         self.gone.insert(id);
-        let added = self.new_member(false);
-        self.ask(at, Change::Add(added));
         self.count_fault("damaged member replaced");
         // The new one is started by whoever looks for missing ones.
-        self.agenda.after(5 * SECOND, Event::Operator);
+        self.agenda.after(SECOND, Event::Operator);
     }
 
     /// Whether all members of the newest membership run, and nobody is to be replaced.

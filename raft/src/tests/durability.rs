@@ -300,7 +300,7 @@ fn changes_that_a_snapshot_holds_already_are_not_made_again() {
         index,
         origin: 1,
         number: index,
-        conf: Some((ConfChangeType::RemoveNode, others[0])),
+        conf: [Some((ConfChangeType::RemoveNode, others[0])), None],
     };
     member.replica.changes.conf_index = 50;
     member.replica.note_changes(None, &[change(50)]);

@@ -174,9 +174,27 @@ impl Client {
         peer_urls: &[String],
         is_learner: bool,
     ) -> Result<Answer<MemberAddResponse>, ClientError> {
+        self.add(peer_urls, is_learner, false).await
+    }
+
+    /// Adds a learner that gets its vote by itself, once it has caught up.
+    pub async fn member_add_promotable(
+        &self,
+        peer_urls: &[String],
+    ) -> Result<Answer<MemberAddResponse>, ClientError> {
+        self.add(peer_urls, true, true).await
+    }
+
+    async fn add(
+        &self,
+        peer_urls: &[String],
+        is_learner: bool,
+        is_promotable: bool,
+    ) -> Result<Answer<MemberAddResponse>, ClientError> {
         let request = Request::MemberAdd(MemberAddRequest {
             peer_urls: peer_urls.to_vec(),
             is_learner,
+            is_promotable,
         });
         self.call(&request, Repeat::IfNotDone).await
     }

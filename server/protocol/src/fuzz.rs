@@ -190,6 +190,7 @@ pub fn corpus() -> Vec<u8> {
         Request::MemberAdd(MemberAddRequest {
             peer_urls: vec!["http://127.0.0.1:2380".to_owned()],
             is_learner: true,
+            is_promotable: true,
         }),
         Request::MemberUpdate(MemberUpdateRequest::default()),
     ];

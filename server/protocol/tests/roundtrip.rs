@@ -232,6 +232,7 @@ proptest! {
             }),
             Request::MemberAdd(MemberAddRequest {
                 peer_urls: vec![name.clone(), String::new()], is_learner: bits[0],
+                is_promotable: bits[1],
             }),
             Request::MemberRemove(MemberIdRequest { id: numbers[0] as u64 }),
             Request::MemberUpdate(MemberUpdateRequest {

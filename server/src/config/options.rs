@@ -235,6 +235,16 @@ pub(super) const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        name: "auto-heal",
+        group: Group::Clustering,
+        default: "true",
+        help: "If this member's log or store is damaged, set it aside and come back as a\nlearner under a fresh id, which the cluster puts in its place; otherwise\nend and say what is damaged.",
+        set: |config, text| {
+            config.auto_heal = boolean(text)?;
+            Ok(())
+        },
+    },
+    Setting {
         name: "max-learners",
         group: Group::Clustering,
         default: "1",
@@ -318,7 +328,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         name: "snapshot-rate-limit-mib",
         group: Group::Storage,
         default: "128",
-        help: "Rate (in MiB a second) at which snapshots are sent to other members, all together; 0 is no limit.",
+        help: "Rate (in MiB a second) at which snapshots are sent to other members, all together;\n0 is no limit.",
         set: |config, text| {
             config.snapshot_rate_limit_mib = number::<u32>(text)?.into();
             Ok(())
@@ -389,7 +399,7 @@ pub(super) const SETTINGS: &[Setting] = &[
 ];
 
 /// Settings that a bare flag turns on.
-pub(super) const SWITCHES: &[&str] = &["strict-reconfig-check"];
+pub(super) const SWITCHES: &[&str] = &["strict-reconfig-check", "auto-heal"];
 
 /// The setting with this name.
 pub(super) fn find(name: &str) -> Option<&'static Setting> {

@@ -278,7 +278,8 @@ impl Connection {
                         encode_reply(out, opcode::STATUS, id, &reply_header, &service.status());
                     }
                     Request::HashKv(hash) => {
-                        let reply = hash_kv(&view, hash)?;
+                        let reply = hash_kv(&view, hash);
+                        let reply = reply.map_err(|error| service.wire_error(&error, &view))?;
                         encode_reply(out, opcode::HASH_KV, id, &reply_header, &reply);
                     }
                     _ => {

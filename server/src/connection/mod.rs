@@ -310,7 +310,7 @@ impl Connection {
     fn resume_range(&mut self, budget: &mut Budget) {
         if let Some(range) = self.ranges.front_mut() {
             let view = self.service.node.view();
-            if range.resume(&mut self.out, &view) {
+            if range.resume(&self.service, &mut self.out, &view) {
                 self.ranges.pop_front();
             }
             budget.charge(Budget::SCAN);

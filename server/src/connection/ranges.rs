@@ -14,7 +14,7 @@ use varve_engine::mvcc::{RangeCursor, RangeLimits, View};
 use varve_protocol::{RangeWriter, encode_error, encode_get_reply, opcode};
 use varve_types::{KeyValueRef, RangeRequest, ResponseHeader};
 
-use crate::service::wire_error;
+use crate::service::Service;
 
 /// Output after which a range pauses.
 const PIECE_BYTES: usize = 1 << 20;
@@ -32,6 +32,7 @@ pub(crate) struct PausedRange {
 
 /// Answers `request`; what does not fit into one piece is returned.
 pub(crate) fn answer(
+    service: &Service,
     out: &mut Vec<u8>,
     view: &View,
     request_id: u64,
@@ -48,13 +49,18 @@ pub(crate) fn answer(
             Ok(None) => encode_get_reply(out, request_id, &header, None),
             Err(error) => {
                 out.truncate(start);
-                encode_error(out, opcode::RANGE, request_id, &wire_error(&error, view));
+                encode_error(
+                    out,
+                    opcode::RANGE,
+                    request_id,
+                    &service.wire_error(&error, view),
+                );
             }
         }
         return None;
     }
     let mut cursor = RangeCursor::default();
-    if piece(out, view, request_id, header, request, &mut cursor) {
+    if piece(service, out, view, request_id, header, request, &mut cursor) {
         return None;
     }
     let revision = match request.revision {
@@ -73,19 +79,20 @@ pub(crate) fn answer(
 
 impl PausedRange {
     /// Appends the next piece, from the newest view; whether the answer is complete.
-    pub(crate) fn resume(&mut self, out: &mut Vec<u8>, view: &View) -> bool {
+    pub(crate) fn resume(&mut self, service: &Service, out: &mut Vec<u8>, view: &View) -> bool {
         let request = RangeRequest {
             key: &self.key,
             range_end: &self.range_end,
             ..self.rest
         };
         let (id, header) = (self.request_id, self.header);
-        piece(out, view, id, header, &request, &mut self.cursor)
+        piece(service, out, view, id, header, &request, &mut self.cursor)
     }
 }
 
 /// Appends one piece of an answer, or all of it, or an error; whether it is complete.
 fn piece(
+    service: &Service,
     out: &mut Vec<u8>,
     view: &View,
     request_id: u64,
@@ -115,7 +122,12 @@ fn piece(
         Ok(None) => out.truncate(start),
         Err(error) => {
             out.truncate(start);
-            encode_error(out, opcode::RANGE, request_id, &wire_error(&error, view));
+            encode_error(
+                out,
+                opcode::RANGE,
+                request_id,
+                &service.wire_error(&error, view),
+            );
             return true;
         }
     }

@@ -15,7 +15,7 @@ use super::budget::Budget;
 use super::inbox::{Inbox, MaintainedSink, Reads, Writes};
 use super::ranges::{self, PausedRange};
 use crate::metrics::add;
-use crate::service::{Service, space, wire_error};
+use crate::service::{Service, space};
 
 /// Reads of one batch, answered one after the other.
 pub(super) struct Work {
@@ -117,13 +117,13 @@ fn answer_read(
     });
     let result = match decoded {
         Ok(Request::Range(range)) if range.key.is_empty() => Err(ApiError::KeyNotProvided.into()),
-        Ok(Request::Range(range)) => return ranges::answer(out, view, id, header, &range),
+        Ok(Request::Range(range)) => return ranges::answer(service, out, view, id, header, &range),
         Ok(Request::Txn(txn)) => match read_txn(view, &txn) {
             Ok(reply) => {
                 encode_reply(out, opcode::TXN, id, &header, &reply);
                 Ok(())
             }
-            Err(error) => Err(wire_error(&error, view)),
+            Err(error) => Err(service.wire_error(&error, view)),
         },
         Ok(Request::MemberList(_)) => {
             encode_reply(out, opcode::MEMBER_LIST, id, &header, &service.members());
@@ -136,7 +136,7 @@ fn answer_read(
                     encode_reply(out, opcode, id, &header, &reply);
                     Ok(())
                 }
-                Err(error) => Err(wire_error(&error, view)),
+                Err(error) => Err(service.wire_error(&error, view)),
             }
         }
         Ok(_) => Err(WireError::internal("a request changed while it waited")),

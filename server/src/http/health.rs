@@ -54,18 +54,22 @@ pub(super) async fn check(service: &Service, serializable: bool) -> Result<(), S
         if service.node.status().leader == 0 {
             return Err("RAFT NO LEADER".to_owned());
         }
-        let (sender, receiver) = oneshot::channel();
-        service.node.read(Box::new(Once(sender)));
-        match tokio::time::timeout(TIMEOUT, receiver).await {
-            Ok(Ok(Ok(view))) => view,
-            Ok(Ok(Err(error))) => return Err(range_error(&error)),
-            Ok(Err(_)) => return Err(range_error(&ApiError::Stopped)),
+        match tokio::time::timeout(TIMEOUT, read_index(service)).await {
+            Ok(Ok(view)) => view,
+            Ok(Err(error)) => return Err(range_error(&error)),
             Err(_) => return Err(range_error(&"context deadline exceeded")),
         }
     };
     view.get(b"health", |_| ())
         .map(drop)
         .map_err(|error| range_error(&error))
+}
+
+/// A view that holds all that was acknowledged before.
+pub(super) async fn read_index(service: &Service) -> Result<Arc<View>, ApiError> {
+    let (sender, receiver) = oneshot::channel();
+    service.node.read(Box::new(Once(sender)));
+    receiver.await.unwrap_or(Err(ApiError::Stopped))
 }
 
 /// Takes one view to one task.

@@ -68,6 +68,12 @@ fn raft(page: &mut Page, service: &Service) {
         "Whether or not this member is a learner. 1 if is, 0 otherwise.",
         u8::from(status.is_learner),
     );
+    super::waiting::healing(page, service.healing(), "catch-up");
+    page.gauge(
+        "varve_damaged_file_sets",
+        "Sets of damaged files that were set aside in the data directory, at the start.",
+        service.damaged_sets,
+    );
     page.counter(
         "etcd_server_leader_changes_seen_total",
         "The number of leader changes seen.",

@@ -4,6 +4,8 @@
 mod health;
 mod metrics_page;
 mod probes;
+mod replace;
+mod waiting;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -17,14 +19,19 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
+use varve_raft::Membership;
 
+use crate::ask::Standing;
 use crate::metrics::text;
 use crate::service::{Service, VERSION};
+use crate::waiting::Notice;
 
 const JSON: &str = "application/json";
 const PLAIN: &str = "text/plain; charset=utf-8";
 /// How long a client may take to send its request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the read may take that confirms who the members are.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
 /// Most bytes of a request's head.
 const HEAD_BYTES: usize = 64 << 10;
 
@@ -41,9 +48,29 @@ type Reply = Response<Full<Bytes>>;
 
 /// Serves one connection until it ends.
 pub async fn serve(service: Arc<Service>, stream: TcpStream, port: Port) {
-    let answer = service_fn(|request: Request<Incoming>| {
+    serve_with(stream, |request| {
         let service = Arc::clone(&service);
-        async move { Ok::<_, Infallible>(route(&service, port, &request).await) }
+        async move { route(&service, port, request).await }
+    })
+    .await;
+}
+
+/// The same for a member that waits.
+pub(crate) async fn serve_waiting(notice: Arc<Notice>, stream: TcpStream, port: Port) {
+    serve_with(stream, |request| {
+        let answer = waiting::answer(&notice, port, request.uri().path());
+        async move { answer }
+    })
+    .await;
+}
+
+async fn serve_with<F: Future<Output = Reply>>(
+    stream: TcpStream,
+    answer: impl Fn(Request<Incoming>) -> F,
+) {
+    let answer = service_fn(|request| {
+        let answer = answer(request);
+        async move { Ok::<_, Infallible>(answer.await) }
     });
     let ended = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -56,7 +83,12 @@ pub async fn serve(service: Arc<Service>, stream: TcpStream, port: Port) {
     }
 }
 
-async fn route(service: &Service, port: Port, request: &Request<Incoming>) -> Reply {
+async fn route(service: &Service, port: Port, request: Request<Incoming>) -> Reply {
+    if (port, request.uri().path()) == (Port::Peer, "/members/replace")
+        && request.method() == Method::POST
+    {
+        return replace::replace(service, request).await;
+    }
     let known = matches!(
         (port, request.uri().path()),
         (Port::Client, "/health" | "/metrics") | (Port::Peer, "/members") | (_, "/version")
@@ -83,7 +115,17 @@ async fn route(service: &Service, port: Port, request: &Request<Incoming>) -> Re
             text::CONTENT_TYPE,
             metrics_page::render(service),
         ),
-        "/members" => members(service),
+        "/members" => {
+            let confirm = request.uri().query() == Some("confirm=true");
+            let standing = match confirm {
+                true => standing(service).await,
+                false => Standing::Unconfirmed,
+            };
+            let mut answer = list_members(service, &service.node.members());
+            let standing = HeaderValue::from_static(standing.name());
+            answer.headers_mut().insert(Standing::HEADER, standing);
+            answer
+        }
         path => match probes::Probe::of(path) {
             Some(probe) => probe.answer(service, query).await,
             None => version(),
@@ -110,11 +152,23 @@ fn version() -> Reply {
     reply(StatusCode::OK, JSON, body.to_string())
 }
 
-fn members(service: &Service) -> Reply {
-    let members: Vec<_> = service
+/// How much this member knows of who the members are.
+async fn standing(service: &Service) -> Standing {
+    let status = service.node.status();
+    // The bootstrap is entry 1 of term 1; a vote, or a leader's first word, is of another.
+    if (status.term, status.last_index) == (1, 1) {
+        return Standing::Bare;
+    }
+    let read = health::read_index(service);
+    match tokio::time::timeout(CONFIRM_TIMEOUT, read).await {
+        Ok(Ok(_)) if status.leader != 0 => Standing::Confirmed,
+        _ => Standing::Unconfirmed,
+    }
+}
+
+fn list_members(service: &Service, members: &Membership) -> Reply {
+    let members: Vec<_> = members
         .members()
-        .members
-        .iter()
         .map(|member| {
             let mut fields = serde_json::json!({
                 "id": member.id,

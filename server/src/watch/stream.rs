@@ -21,7 +21,7 @@ use varve_types::{ApiError, EventKind, EventRef, ResponseHeader};
 use super::{OwnedRange, Source};
 use crate::connection::{Budget, Inbox};
 use crate::metrics::{add, subtract};
-use crate::service::{Service, wire_error};
+use crate::service::Service;
 
 /// Most watches of a connection.
 const MAX_WATCHES: usize = 65_536;
@@ -343,7 +343,7 @@ impl WatchSet {
                 watch.prev_kv,
                 &mut |event| frames.push(event),
             )
-            .map_err(|error| wire_error(&error, view));
+            .map_err(|error| self.service.wire_error(&error, view));
         let spent = frames.finish(&self.service);
         let end = end?;
         watch.spend(spent);

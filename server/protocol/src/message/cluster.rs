@@ -11,19 +11,23 @@ pub struct MemberAddRequest {
     pub peer_urls: Vec<String>,
     /// Whether it joins without a vote.
     pub is_learner: bool,
+    /// Whether it then gets its vote by itself once it has caught up.
+    pub is_promotable: bool,
 }
 
 impl MemberAddRequest {
     /// Appends the encoding.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        out.push(flags([self.is_learner]));
+        out.push(flags([self.is_learner, self.is_promotable]));
         put_strings(out, &self.peer_urls);
     }
 
     /// Reads one encoding.
     pub fn decode(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let flags = reader.u8("member add flags")?;
         Ok(Self {
-            is_learner: reader.u8("member add flags")? & 1 != 0,
+            is_learner: flags & 1 != 0,
+            is_promotable: flags & 2 != 0,
             peer_urls: strings(reader, "peer_urls")?,
         })
     }

@@ -326,18 +326,42 @@ pub(crate) enum MemberCommand {
     List(MemberListArgs),
 }
 
-switches! {
-    /// Arguments of `member add`.
-    MemberAddArgs {
-        /// Indicates if the new member is raft learner
-        learner,
-    } {
-        /// Comma separated peer URLs for the new member
-        #[arg(long, default_value = "")]
-        pub(crate) peer_urls: String,
-        /// Its name
-        #[arg(value_name = "NAME")]
-        pub(crate) args: Vec<String>,
+/// Arguments of `member add`.
+#[derive(Debug, Default, Args)]
+pub(crate) struct MemberAddArgs {
+    /// The new member is a raft learner, which gets its vote once it has caught up; with
+    /// =keep it remains one until `member promote`
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value = "false", value_parser = parse_learner, hide_default_value = true,
+          value_name = "BOOL|keep")]
+    pub(crate) learner: Learner,
+    /// Comma separated peer URLs for the new member
+    #[arg(long, default_value = "")]
+    pub(crate) peer_urls: String,
+    /// Its name
+    #[arg(value_name = "NAME")]
+    pub(crate) args: Vec<String>,
+}
+
+/// Whether a new member has a vote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Learner {
+    /// At once.
+    #[default]
+    No,
+    /// When somebody promotes it.
+    Keep,
+    /// Once it has caught up.
+    Promoted,
+}
+
+fn parse_learner(text: &str) -> Result<Learner, String> {
+    match text {
+        "keep" => Ok(Learner::Keep),
+        text => parse_bool(text).map(|is_learner| match is_learner {
+            true => Learner::Promoted,
+            false => Learner::No,
+        }),
     }
 }
 

@@ -3,7 +3,9 @@
 use varve_client::Answer;
 
 use super::is_linearizable;
-use crate::cli::{MemberAddArgs, MemberArgs, MemberCommand, MemberIdArgs, MemberUpdateArgs};
+use crate::cli::{
+    Learner, MemberAddArgs, MemberArgs, MemberCommand, MemberIdArgs, MemberUpdateArgs,
+};
 use crate::failure::{EXIT_ERROR, Failure};
 use crate::go_format::parse_hex_id;
 use crate::output::to_stdout;
@@ -49,7 +51,12 @@ async fn add(args: &MemberAddArgs, settings: &Settings) -> Result<(), Failure> {
     let urls = peer_urls(&args.peer_urls)?;
     let printer = settings.printer()?;
     printer.check_member_change()?;
-    let answer = settings.client()?.member_add(&urls, args.learner).await?;
+    let client = settings.client()?;
+    let answer = match args.learner {
+        Learner::No => client.member_add(&urls, false).await?,
+        Learner::Keep => client.member_add(&urls, true).await?,
+        Learner::Promoted => client.member_add_promotable(&urls).await?,
+    };
     let answer = without_revision(answer);
     to_stdout(&printer.member_added(&answer, name, &args.peer_urls)?)
 }
