@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::engines::args::{BigArgs, EnginesArgs};
 use crate::load::value::MIN_VALUE_SIZE;
+use crate::torture::TortureArgs;
 
 /// Load generator and comparisons for Varve and its peers.
 #[derive(Debug, Parser)]
@@ -30,6 +31,9 @@ pub(crate) enum Command {
     Big(BigArgs),
     /// Measure puts before, during and after a compaction, and during a vacuum.
     Upkeep(UpkeepArgs),
+    /// Break a cluster that is started for it in every way that this machine lets, and
+    /// judge what clients saw.
+    Torture(TortureArgs),
 }
 
 /// What a client does.
@@ -268,7 +272,7 @@ pub(crate) struct UpkeepArgs {
 }
 
 /// Reads Go's durations (`1h2m3.5s`, `500ms`, `250us`) and plain seconds.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let bad = || format!("{text:?} is not a duration: write 10s, 1m30s, 500ms, or seconds");
     let seconds = |value: f64| Duration::try_from_secs_f64(value).map_err(|_| bad());
     if let Ok(plain) = text.parse::<f64>() {

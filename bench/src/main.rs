@@ -13,6 +13,7 @@ mod report;
 mod session;
 mod spawn;
 mod target;
+mod torture;
 mod upkeep;
 
 use std::process::ExitCode;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
             cli::Command::Engines(args) => engines::run(&args),
             cli::Command::Big(args) => engines::big::run(&args),
             cli::Command::Upkeep(args) => upkeep::run(args).await,
+            cli::Command::Torture(args) => torture::run(args).await,
         }
     });
     match outcome {

@@ -236,7 +236,7 @@ fn node_error(node: &Node, what: String) -> BenchError {
 }
 
 /// Ports that nobody listens on now, the start of the search differing by process.
-fn free_ports(count: usize) -> Result<Vec<u16>> {
+pub(crate) fn free_ports(count: usize) -> Result<Vec<u16>> {
     let span = LAST_PORT - FIRST_PORT;
     let start = (std::process::id() % u32::from(span)) as u16;
     let mut held = Vec::with_capacity(count);
