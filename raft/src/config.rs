@@ -64,6 +64,8 @@ pub struct Config {
     pub checkpoint_bytes: u64,
     /// Time after which a checkpoint is made if anything changed.
     pub checkpoint_interval: Duration,
+    /// Time in which all of store and log is read and verified once; zero for never.
+    pub scrub_interval: Duration,
     /// Size of a log segment file.
     pub wal_segment_bytes: u64,
     /// Bytes of recent log entries kept in memory.
@@ -110,6 +112,7 @@ impl Config {
             snapshot_count: 10_000,
             checkpoint_bytes: 128 << 20,
             checkpoint_interval: Duration::from_secs(30),
+            scrub_interval: Duration::from_secs(24 * 60 * 60),
             wal_segment_bytes: 64 << 20,
             log_cache_bytes: 64 << 20,
             max_pending_bytes: 64 << 20,

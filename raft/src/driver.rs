@@ -7,6 +7,7 @@
 //! | apply | applies, publishes, answers; compacts when idle | committed entries |
 //! | checkpoint | makes the store durable, now and then | disk |
 //! | log reader | reads old entries for followers that lag | disk |
+//! | scrub | reads store and log again and verifies them | time, disk |
 //!
 //! The replica never waits for any of the others: ticks and heartbeats go on
 //! whatever the disk does.
@@ -18,7 +19,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, select};
-use varve_engine::backend::memory;
+use varve_engine::backend::{Scrubber, memory};
 use varve_engine::wal::{Committer, Completion, WalReader};
 use varve_types::ApiError;
 
@@ -528,6 +529,20 @@ pub(crate) fn run_checkpoints(policy: CheckpointPolicy, stop: &Receiver<()>, sha
         if shared.defragment.is_running() {
             shared.defragment.wake();
         }
+    }
+}
+
+/// The scrub's thread; ends when `stop` is disconnected.
+pub(crate) fn run_scrub(
+    mut scrubber: Scrubber,
+    log: &WalReader,
+    stop: &Receiver<()>,
+    shared: &Shared,
+) {
+    let mut pause = scrubber.first_pause();
+    while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(pause) {
+        let backend = Arc::clone(&shared.current.load().backend);
+        pause = scrubber.step(&*backend, log);
     }
 }
 

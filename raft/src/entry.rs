@@ -85,6 +85,16 @@ pub(crate) fn validate(data: &[u8]) -> Result<EntryHeader, DecodeError> {
     Ok(header)
 }
 
+/// How many commands an entry holds; `None` if it is malformed.
+pub(crate) fn command_count(data: &[u8]) -> Option<u64> {
+    let (_, mut proposals) = decode(data).ok()?;
+    let mut commands = 0;
+    while let Some((count, _)) = proposals.next_proposal().ok()? {
+        commands += u64::from(count);
+    }
+    Some(commands)
+}
+
 /// The proposals of an entry.
 #[derive(Clone)]
 pub(crate) struct Proposals<'a> {

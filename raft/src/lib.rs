@@ -18,6 +18,7 @@ mod heal;
 pub mod identity;
 mod incoming;
 mod initial_cluster;
+pub mod inspect;
 mod io;
 mod loading;
 mod log;
@@ -31,6 +32,7 @@ mod promotion;
 mod proposals;
 mod read_index;
 mod ready;
+mod receiver;
 mod record;
 mod removal;
 mod replay;
@@ -64,8 +66,9 @@ pub use initial_cluster::{InitialCluster, InitialClusterError, parse_urls};
 pub use member_file::MEMBER_FILE;
 pub use membership::{Member, Membership};
 pub use metrics::{BUCKET_BOUNDS_US, Histogram, Metrics};
-pub use node::{Node, NodeHandle, SnapshotReceiver, Watchers};
+pub use node::{Node, NodeHandle, Watchers};
 pub use proposals::MAX_PROPOSAL_BYTES;
+pub use receiver::SnapshotReceiver;
 pub use restore::{Restored, restore};
 pub use sink::{
     ChangeSink, Completion, DefragmentSink, Proposal, ReadSink, RemovalSink, ReplySink,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam::channel::{self, Sender};
-use varve_engine::backend::Backend;
+use varve_engine::backend::{Backend, Damage, ScrubStats, Scrubber};
 use varve_engine::disk::Disk;
 use varve_engine::mvcc::{LiveEvents, View};
 use varve_engine::wal::{Committer, WalConfig, WalStats};
@@ -23,6 +23,7 @@ use crate::io::Input;
 use crate::loading::Incoming;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
+use crate::receiver::SnapshotReceiver;
 use crate::replica::{Replica, Settings};
 use crate::shared::{Current, Shared};
 use crate::sink::{ChangeSink, DefragmentSink, Proposal, ReadSink, RemovalSink};
@@ -76,6 +77,7 @@ struct Threads {
     apply: JoinHandle<()>,
     checkpoint: JoinHandle<()>,
     log_reader: JoinHandle<()>,
+    scrub: Option<JoinHandle<()>>,
     stop_checkpoints: Sender<()>,
 }
 
@@ -207,6 +209,9 @@ impl Node {
         let committer = threads.replica.join().map_err(|_| gone("replica"))?;
         threads.apply.join().map_err(|_| gone("apply"))?;
         threads.log_reader.join().map_err(|_| gone("log reader"))?;
+        if let Some(scrub) = threads.scrub {
+            scrub.join().map_err(|_| gone("scrub"))?;
+        }
         if let Some(reason) = shared.failure() {
             return Err(RaftError::Stopped(reason));
         }
@@ -294,6 +299,16 @@ impl Threads {
             transport,
         };
         let tick = config.tick();
+        let scrub = match Scrubber::new(config.scrub_interval) {
+            Some(scrubber) => {
+                let (log, stop) = (reader.clone(), stop.clone());
+                let _ = shared.scrub.set(scrubber.stats());
+                Some(spawn("varve-scrub", shared, move |shared| {
+                    driver::run_scrub(scrubber, &log, &stop, shared);
+                })?)
+            }
+            None => None,
+        };
         Ok(Self {
             replica: spawn("varve-replica", shared, move |shared| {
                 driver::run_replica(replica, &input_queue, outlets, shared, tick)
@@ -307,6 +322,7 @@ impl Threads {
             log_reader: spawn("varve-log-reader", shared, move |shared| {
                 driver::run_log_reader(&reader, &fetch_queue, shared);
             })?,
+            scrub,
             stop_checkpoints,
         })
     }
@@ -430,7 +446,7 @@ impl NodeHandle {
             let metrics = &shared.metrics;
             metrics.snapshots_resumed.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(SnapshotReceiver { incoming, shared })
+        Ok(SnapshotReceiver::new(incoming, shared))
     }
 
     /// What the node says of itself.
@@ -448,7 +464,9 @@ impl NodeHandle {
         if shared.is_disk_stuck() {
             errors.push("the disk is stuck: no write of the log completes".to_owned());
         }
-        errors.extend(shared.damage().map(|found| format!("DAMAGED: {found}")));
+        let noted = shared.damage().map(str::to_owned);
+        let found = noted.or_else(|| shared.known_damage().first);
+        errors.extend(found.map(|found| format!("DAMAGED: {found}")));
         errors.extend(shared.failure());
         Status {
             member_id: shared.identity.member_id,
@@ -478,6 +496,17 @@ impl NodeHandle {
     /// Notes that a read, or a check beside the requests, found a file damaged.
     pub fn report_damage(&self, found: String) {
         self.shared.note_damage(found);
+    }
+
+    /// What was found damaged: in the store in use since it was opened, by reads or by
+    /// the scrub, and by the scrub in the log. What is damaged is never served.
+    pub fn known_damage(&self) -> Damage {
+        self.shared.known_damage()
+    }
+
+    /// How the scrub goes; `None` without one.
+    pub fn scrub_stats(&self) -> Option<&Arc<ScrubStats>> {
+        self.shared.scrub.get()
     }
 
     /// Whether this member has no vote.
@@ -562,39 +591,5 @@ impl std::fmt::Debug for NodeHandle {
         f.debug_struct("NodeHandle")
             .field("status", &self.status())
             .finish()
-    }
-}
-
-/// Takes in one snapshot stream. Writes to disk: not on an async worker.
-/// Dropped before [`SnapshotReceiver::finish`], it leaves what came to be gone on with.
-pub struct SnapshotReceiver {
-    incoming: Incoming,
-    shared: Arc<Shared>,
-}
-
-impl SnapshotReceiver {
-    /// How many chunks were there already.
-    pub fn resumed_at(&self) -> u64 {
-        self.incoming.resumed_at()
-    }
-
-    /// Where the sender is to go on.
-    pub fn position(&self) -> Vec<u8> {
-        self.incoming.position()
-    }
-
-    /// The next chunk, in order. An error ends the stream.
-    pub fn chunk(&mut self, bytes: &Bytes) -> Result<(), RaftError> {
-        self.incoming.chunk(bytes)
-    }
-
-    /// After the last chunk: hands the loaded store to the replica.
-    pub fn finish(self) -> Result<(), RaftError> {
-        let loaded = self.incoming.finish()?;
-        let sent = self
-            .shared
-            .inputs
-            .send(Input::SnapshotLoaded(Box::new(loaded)));
-        sent.map_err(|_| RaftError::Stopped("shutting down".to_owned()))
     }
 }

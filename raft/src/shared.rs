@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use crossbeam::channel::Sender;
-use varve_engine::backend::Backend;
+use varve_engine::backend::{Backend, Damage, ScrubStats};
 use varve_engine::mvcc::{Reader, Store};
 use varve_engine::wal::{Identity, WalStats};
 
@@ -63,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) defragment: Defragment,
     /// The applier waits for space.
     pub(crate) is_store_full: AtomicBool,
+    /// How the scrub goes; unset without one.
+    pub(crate) scrub: OnceLock<Arc<ScrubStats>>,
     failure: Mutex<Option<String>>,
     /// What was found damaged, first of all.
     damage: OnceLock<String>,
@@ -112,6 +114,7 @@ impl Shared {
             removal: Removal::default(),
             defragment: Defragment::default(),
             is_store_full: AtomicBool::new(false),
+            scrub: OnceLock::new(),
             failure: Mutex::new(None),
             damage: OnceLock::new(),
             status: SharedStatus::default(),
@@ -250,6 +253,15 @@ impl Shared {
     /// What was found damaged, if something was.
     pub(crate) fn damage(&self) -> Option<&str> {
         self.damage.get().map(String::as_str)
+    }
+
+    /// What was found damaged in the store in use, and by the scrub in the log.
+    pub(crate) fn known_damage(&self) -> Damage {
+        let store = self.current.load().backend.damage();
+        match self.scrub.get() {
+            Some(stats) => store.and(stats.log_damage()),
+            None => store,
+        }
     }
 
     /// Why the node stopped by itself, if it did.

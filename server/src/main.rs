@@ -140,7 +140,7 @@ async fn serve_until(
             None
         }
         reason = RunningNode::failed(handle.clone()) => Some(reason),
-        found = RunningNode::damaged(handle.clone()) => Some(found),
+        found = RunningNode::damaged(handle.clone(), config.auto_heal) => Some(found),
     };
     announce.abort();
     if let Some(found) = handle.damage() {

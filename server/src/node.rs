@@ -318,11 +318,20 @@ impl RunningNode {
         }
     }
 
-    /// Waits until something of this member is found damaged; what.
-    pub async fn damaged(handle: NodeHandle) -> String {
+    /// Waits until something of this member is found damaged; what. What nobody has
+    /// asked for yet, as the scrub finds it, counts if the member can heal: else it
+    /// serves what is whole.
+    pub async fn damaged(handle: NodeHandle, auto_heal: bool) -> String {
         loop {
             if let Some(found) = handle.damage() {
                 return found.to_owned();
+            }
+            let others_are_quorum = handle.members().voters().count() > 2;
+            if auto_heal
+                && others_are_quorum
+                && let Some(found) = handle.known_damage().first
+            {
+                handle.report_damage(found);
             }
             tokio::time::sleep(WATCH_INTERVAL).await;
         }
@@ -418,6 +427,7 @@ fn raft_config(config: &Config, data_dir: &DataDir, storage: &Storage) -> varve_
         election_timeout: Duration::from_millis(config.election_ms),
         snapshot_catchup_entries: config.snapshot_catchup_entries,
         snapshot_count: config.snapshot_count,
+        scrub_interval: config.scrub_interval,
         ..varve_raft::Config::new(
             data_dir.path(),
             Arc::clone(&storage.disk),

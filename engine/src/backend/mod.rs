@@ -28,6 +28,7 @@ mod overlay;
 #[cfg(feature = "redb")]
 pub mod redb;
 pub mod registry;
+pub mod scrub;
 #[cfg(any(feature = "lmdb", feature = "redb", feature = "fjall"))]
 mod store_dir;
 #[cfg(any(feature = "lmdb", feature = "redb", feature = "fjall"))]
@@ -38,6 +39,7 @@ mod upkeep;
 pub use error::BackendError;
 pub use lookahead::Lookahead;
 pub use registry::{NAMES, Options, open, open_store};
+pub use scrub::{Damage, DamageLog, ScrubStats, ScrubStep, Scrubber};
 pub use upkeep::Upkeep;
 
 /// What a backend's operations return.
@@ -91,6 +93,9 @@ pub struct Sums {
     pub bytes: u64,
 }
 
+/// A key and its value.
+pub type Entry<'e> = (&'e [u8], &'e [u8]);
+
 /// Called for each entry with key and value, until it breaks.
 pub type Visitor<'v> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'v;
 
@@ -140,6 +145,16 @@ pub trait Batch: Read {
 
     /// Sets `key` to `value`.
     fn put(&mut self, tree: TreeId, key: &[u8], value: &[u8]) -> Result<()>;
+
+    /// As [`Batch::put`] of each of `entries`, in that order: the way to load what is
+    /// sorted. Where the keys ascend and lie behind all that the tree holds, an engine
+    /// can build full pages from the bottom up.
+    fn append(&mut self, tree: TreeId, entries: &[Entry<'_>]) -> Result<()> {
+        for (key, value) in entries {
+            self.put(tree, key, value)?;
+        }
+        Ok(())
+    }
 
     /// Removes `key`; whether it was there.
     fn delete(&mut self, tree: TreeId, key: &[u8]) -> Result<bool>;
@@ -242,4 +257,19 @@ pub trait Backend: Send + Sync {
 
     /// Goes over everything stored: order, checksums, sums, free space.
     fn check(&self) -> Result<CheckReport>;
+
+    /// Verifies the next part of what is durable, about `budget_bytes` of it, as the
+    /// disk has it: see [`scrub`]. Beside readers and writers; a checkpoint waits. Its
+    /// place in the pass is the store's. Engines that can't are done at once.
+    fn scrub_step(&self, _budget_bytes: u64) -> ScrubStep {
+        ScrubStep {
+            is_finished: true,
+            ..ScrubStep::default()
+        }
+    }
+
+    /// What was found damaged since it was opened.
+    fn damage(&self) -> Damage {
+        Damage::default()
+    }
 }

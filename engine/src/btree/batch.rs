@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::sync::MutexGuard;
 
+use super::bulk;
 use super::pages::Pages;
 use super::path::Place;
 use super::prefetch;
@@ -19,7 +20,8 @@ use super::store::Shared;
 use super::sums;
 use super::write::Writer;
 use crate::backend::{
-    Applied, BackendError, Batch, Bounds, Direction, MAX_TREES, Read, Result, Sums, TreeId, Visitor,
+    Applied, BackendError, Batch, Bounds, Direction, Entry, MAX_TREES, Read, Result, Sums, TreeId,
+    Visitor,
 };
 
 /// The open batch of a store.
@@ -143,6 +145,10 @@ impl Batch for WriteBatch<'_> {
 
     fn put(&mut self, tree: TreeId, key: &[u8], value: &[u8]) -> Result<()> {
         self.write(tree, |writer| writer.put(key, value))
+    }
+
+    fn append(&mut self, tree: TreeId, entries: &[Entry<'_>]) -> Result<()> {
+        self.write(tree, |writer| bulk::append(writer, entries))
     }
 
     fn delete(&mut self, tree: TreeId, key: &[u8]) -> Result<bool> {

@@ -53,8 +53,8 @@ impl Delta {
 
 pub(super) fn plus(left: Sums, right: Sums) -> Sums {
     Sums {
-        entries: left.entries + right.entries,
-        bytes: left.bytes + right.bytes,
+        entries: left.entries.wrapping_add(right.entries),
+        bytes: left.bytes.wrapping_add(right.bytes),
     }
 }
 

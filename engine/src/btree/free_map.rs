@@ -205,6 +205,20 @@ impl FreeMap {
     }
 }
 
+/// What a page of the directory says: the next one, and its bitmap pages.
+pub(super) fn directory_of(page: &Page) -> (u64, Vec<u64>) {
+    let count = page.count().min(DIRECTORY_ENTRIES);
+    (
+        word(page, 0),
+        (1..=count).map(|entry| word(page, entry)).collect(),
+    )
+}
+
+/// Whether a bitmap page has the bit of its chunk's page `index`.
+pub(super) fn is_bit_set(bitmap: &Page, index: u64) -> bool {
+    word(bitmap, (index / 64) as usize) >> (index % 64) & 1 == 1
+}
+
 fn word(page: &Page, index: usize) -> u64 {
     let words = page.body().as_chunks::<8>().0;
     words.get(index).map_or(0, |word| u64::from_le_bytes(*word))

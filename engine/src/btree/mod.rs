@@ -10,19 +10,22 @@
 //! the format of a page; `pager` and `readers` are the only places with unsafe
 //! code, and say who may touch which page when; `bitmap`, `limbo`,
 //! `space` and `free_map` know which pages are free; `read`, `sums`, `path`, `prefetch` go down a tree;
-//! `write`, `split`, `spill`, `merge`, `delete_range` and `vacuum` change it; `batch`, `snapshot`,
-//! `checkpoint`, `open` and `check` are what a user does with a store.
+//! `write`, `bulk`, `split`, `spill`, `merge`, `delete_range` and `vacuum` change it; `batch`, `snapshot`,
+//! `checkpoint`, `open`, `check`, `scrub` and `inspect` are what a user does with a store.
 //! `engine/FORMAT.md` has the bytes.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::backend::{Applied, Backend, Batch, CheckReport, Result, Snapshot, Stats, VacuumExtent};
+use crate::backend::{
+    Applied, Backend, Batch, CheckReport, Damage, Result, ScrubStep, Snapshot, Stats, VacuumExtent,
+};
 use crate::disk::Disk;
 
 mod batch;
 mod bitmap;
 mod branch;
+mod bulk;
 mod cells;
 mod check;
 mod checkpoint;
@@ -30,6 +33,7 @@ mod delete_range;
 mod free_map;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod inspect;
 mod leaf;
 mod limbo;
 mod merge;
@@ -42,6 +46,7 @@ mod path;
 mod prefetch;
 mod read;
 mod readers;
+mod scrub;
 mod search;
 mod slotted;
 mod snapshot;
@@ -127,5 +132,13 @@ impl Backend for Btree {
 
     fn check(&self) -> Result<CheckReport> {
         check::check(&self.shared)
+    }
+
+    fn scrub_step(&self, budget_bytes: u64) -> ScrubStep {
+        scrub::step(&self.shared, budget_bytes)
+    }
+
+    fn damage(&self) -> Damage {
+        self.shared.pager().damage_log().damage()
     }
 }

@@ -46,7 +46,7 @@ pub const MAX_INLINE_ENTRY_BYTES: usize = 1960;
 /// Sticky: it may outlive the last such value until the page is rebuilt.
 pub(super) const FLAG_OVERFLOW: u16 = 1;
 
-const CRC_BYTES: usize = 4;
+pub(super) const CRC_BYTES: usize = 4;
 const KIND: usize = 4;
 const LEVEL: usize = 5;
 const COUNT: usize = 6;

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::leaf::OverflowRef;
 use super::page::{self, HEADER_BYTES, Kind, PAGE_BYTES, Page};
 use super::readers::Pin;
-use crate::backend::{BackendError, Result};
+use crate::backend::{BackendError, DamageLog, Result};
 use crate::disk::{DiskError, File, Map};
 
 /// The file and its map.
@@ -36,6 +36,8 @@ pub(super) struct Pager {
     verified: Box<[AtomicU64]>,
     /// Number of the state that was opened: no page of it is younger.
     opened: u64,
+    /// Pages that turned out to be damaged.
+    damage: DamageLog,
 }
 
 /// The right to make and change pages; held by the writer of the open batch,
@@ -88,6 +90,7 @@ impl Pager {
             end: AtomicU64::new(end),
             verified: zeroed_words(capacity.div_ceil(64) as usize),
             opened,
+            damage: DamageLog::default(),
         })
     }
 
@@ -298,13 +301,20 @@ impl Pager {
         Ok(())
     }
 
-    /// An error that names a page.
+    /// An error that names a page, which is noted as damaged.
     pub(super) fn damaged(&self, page: u64, what: impl Into<String>) -> BackendError {
-        BackendError::Damaged {
+        let error = BackendError::Damaged {
             path: self.path().to_owned(),
             page,
             what: what.into(),
-        }
+        };
+        self.damage.note(page, &error);
+        error
+    }
+
+    /// What was found damaged since the store was opened.
+    pub(super) fn damage_log(&self) -> &DamageLog {
+        &self.damage
     }
 }
 

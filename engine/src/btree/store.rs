@@ -8,6 +8,7 @@ use super::limbo::Horizon;
 use super::meta::Meta;
 use super::pager::Pager;
 use super::readers::{Publisher, Readers};
+use super::scrub::Cursor;
 use super::space::Space;
 use crate::backend::{Applied, BackendError, Result, Stats};
 use crate::sync::AtomicU64;
@@ -15,8 +16,8 @@ use crate::sync::AtomicU64;
 /// Shared by all handles of one store.
 ///
 /// Locks are taken in this order, and `space` for moments only:
-/// `writer` (for the life of a batch) or `keeper` (for that of a checkpoint),
-/// then `space`. Readers take none.
+/// `scrub`, `writer` (for the life of a batch) or `keeper` (for that of a checkpoint
+/// or of a step of the scrub), then `space`. Readers take none.
 #[derive(Debug)]
 pub(super) struct Shared {
     pager: Pager,
@@ -24,6 +25,8 @@ pub(super) struct Shared {
     writer: Mutex<Publisher>,
     keeper: Mutex<Keeper>,
     space: Mutex<Space>,
+    /// How far the scrub is.
+    scrub: Mutex<Cursor>,
     /// The newest state of which a checkpoint began.
     begun: AtomicU64,
     /// The state of the last durable checkpoint.
@@ -57,6 +60,7 @@ impl Shared {
             writer: Mutex::new(publisher),
             keeper: Mutex::new(keeper),
             space: Mutex::new(space),
+            scrub: Mutex::default(),
             begun: AtomicU64::new(state.number),
             durable: AtomicU64::new(state.number),
             durable_applied: Mutex::new(state.applied),
@@ -79,6 +83,10 @@ impl Shared {
 
     pub(super) fn keeper(&self) -> MutexGuard<'_, Keeper> {
         lock(&self.keeper)
+    }
+
+    pub(super) fn scrub(&self) -> MutexGuard<'_, Cursor> {
+        lock(&self.scrub)
     }
 
     pub(super) fn space(&self) -> MutexGuard<'_, Space> {

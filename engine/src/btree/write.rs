@@ -147,7 +147,12 @@ impl Writer<'_, '_> {
     }
 
     /// Carries a change of the leaf up to the root.
-    fn ascend(&mut self, delta: Delta, split: Option<Split>, overflow: bool) -> Result<()> {
+    pub(super) fn ascend(
+        &mut self,
+        delta: Delta,
+        split: Option<Split>,
+        overflow: bool,
+    ) -> Result<()> {
         let branches = self.place.path.steps().len().saturating_sub(1);
         self.ascend_from(branches, delta, split, overflow)
     }

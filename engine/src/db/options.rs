@@ -1,6 +1,7 @@
 //! What can be chosen when a store is opened.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::backend;
 use crate::mvcc::Limits;
@@ -27,6 +28,9 @@ pub struct Options {
     /// Bytes of batches that are submitted and not applied yet; past that
     /// writers wait. One batch is let through whatever its size.
     pub max_in_flight_bytes: usize,
+    /// Time in which all that is on the disk is read and verified once, beside
+    /// everything else ([`backend::scrub`]); zero for never.
+    pub scrub_interval: Duration,
     /// What a transaction may hold.
     pub limits: Limits,
 }
@@ -41,6 +45,7 @@ impl Default for Options {
             checkpoint_log_bytes: 256 << 20,
             max_log_bytes: 1 << 30,
             max_in_flight_bytes: 16 << 20,
+            scrub_interval: Duration::from_secs(24 * 60 * 60),
             limits: Limits::default(),
         }
     }

@@ -6,6 +6,7 @@
 //! | log (`wal`) | group commit: what is queued is one write and one sync | disk |
 //! | apply | applies what is durable, in order; tidies when idle | the log |
 //! | checkpoint | makes the store durable when the log got long | disk |
+//! | scrub | reads store and log again and verifies them | time, disk |
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam::channel::unbounded;
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use super::apply;
 use super::error::{DbError, Result};
@@ -21,9 +22,9 @@ use super::gate::Gate;
 use super::machine::Machine;
 use super::options::Options;
 use super::recover::{self, Opened};
-use crate::backend::Backend;
+use crate::backend::{Backend, ScrubStats, Scrubber};
 use crate::disk::{self, Disk};
-use crate::wal::{Committer, Identity, Wal};
+use crate::wal::{Committer, Identity, Wal, WalReader};
 
 /// After this long without a batch the log is marked ([`Wal::sync_mark`]).
 const LOG_IDLE: Duration = Duration::from_millis(500);
@@ -35,9 +36,16 @@ const LOCK_FILE: &str = "lock";
 pub(super) struct Pipeline<T: Send + 'static> {
     gate: Arc<Gate<T>>,
     threads: Vec<JoinHandle<()>>,
+    scrub: Option<Scrub>,
     path: PathBuf,
     /// Let go when everything else has ended.
     lock: Option<File>,
+}
+
+/// The scrub's thread: it ends when `stop` is dropped.
+struct Scrub {
+    stats: Arc<ScrubStats>,
+    stop: Sender<()>,
 }
 
 /// Opens `dir` on this machine's disk; no other process can while it is open.
@@ -102,6 +110,7 @@ fn start<M: Machine>(
         }
     };
     let (sender, completions) = unbounded();
+    let log = wal.reader();
     let committer = Committer::spawn(wal, LOG_IDLE, move |completion| {
         // Once nobody applies any more, nobody waits either.
         let _ = sender.send(completion);
@@ -111,6 +120,7 @@ fn start<M: Machine>(
     let mut pipeline = Pipeline {
         gate: Arc::clone(&gate),
         threads: Vec::new(),
+        scrub: None,
         path: dir.to_owned(),
         lock: None,
     };
@@ -121,12 +131,38 @@ fn start<M: Machine>(
     let applying = Arc::clone(&gate);
     let run = Box::new(move || apply::run(machine, &completions, &applying));
     pipeline.threads.push(spawn("apply", run)?);
-    let run = Box::new(move || gate.run_checkpoints());
+    let checkpointing = Arc::clone(&gate);
+    let run = Box::new(move || checkpointing.run_checkpoints());
     pipeline.threads.push(spawn("checkpoint", run)?);
+    if let Some(scrubber) = Scrubber::new(options.scrub_interval) {
+        let (stop, stopped) = bounded(0);
+        let stats = scrubber.stats();
+        let backend = Arc::clone(gate.backend());
+        let run = Box::new(move || run_scrub(scrubber, &*backend, &log, &stopped));
+        pipeline.threads.push(spawn("scrub", run)?);
+        pipeline.scrub = Some(Scrub { stats, stop });
+    }
     Ok(pipeline)
 }
 
+fn run_scrub(
+    mut scrubber: Scrubber,
+    backend: &dyn Backend,
+    log: &WalReader,
+    stopped: &Receiver<()>,
+) {
+    let mut pause = scrubber.first_pause();
+    while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(pause) {
+        pause = scrubber.step(backend, log);
+    }
+}
+
 impl<T: Send + 'static> Pipeline<T> {
+    /// How the scrub goes, if there is one.
+    pub(super) fn scrub_stats(&self) -> Option<&Arc<ScrubStats>> {
+        self.scrub.as_ref().map(|scrub| &scrub.stats)
+    }
+
     pub(super) fn gate(&self) -> &Gate<T> {
         &self.gate
     }
@@ -151,6 +187,9 @@ impl<T: Send + 'static> Pipeline<T> {
     /// The log, the first time.
     fn end(&mut self) -> Option<Wal> {
         let committer = self.gate.close()?;
+        if let Some(Scrub { stop, .. }) = self.scrub.take() {
+            drop(stop);
+        }
         let wal = committer.shutdown();
         for thread in self.threads.drain(..) {
             // A thread that panicked has stopped the store, or applied all.

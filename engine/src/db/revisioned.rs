@@ -16,7 +16,7 @@ use super::machine::{Logged, Machine, applied};
 use super::options::Options;
 use super::pending::Pending;
 use super::pipeline::{self, Pipeline};
-use crate::backend::{Backend, Direction, Lookahead, Stats, Upkeep};
+use crate::backend::{Backend, Damage, Direction, Lookahead, ScrubStats, Stats, Upkeep};
 use crate::disk::Disk;
 use crate::mvcc::{
     BatchOptions, CommandResponse, Limits, MvccReport, Reader, Reply, Store, View, validate,
@@ -208,6 +208,21 @@ impl Db {
     /// Sizes of the store.
     pub fn stats(&self) -> Stats {
         self.pipeline.gate().backend().stats()
+    }
+
+    /// What was found damaged in the store, by reads or by the scrub, since it was opened,
+    /// and what the scrub found damaged in the log.
+    pub fn damage(&self) -> Damage {
+        let store = self.pipeline.gate().backend().damage();
+        match self.pipeline.scrub_stats() {
+            Some(stats) => store.and(stats.log_damage()),
+            None => store,
+        }
+    }
+
+    /// How the scrub goes; `None` without one ([`Options::scrub_interval`]).
+    pub fn scrub_stats(&self) -> Option<&Arc<ScrubStats>> {
+        self.pipeline.scrub_stats()
     }
 
     /// Counters of the log.

@@ -35,6 +35,21 @@ impl Region {
         })
     }
 
+    /// Maps `fd` for this process alone: what is written to it stays in memory.
+    pub(super) fn private(fd: RawFd, length: usize) -> io::Result<Self> {
+        let mut options = MmapOptions::new();
+        options.len(length).no_reserve_swap();
+        // SAFETY: the bytes may change while they are looked at, if another process
+        // writes to the file, as through a shared map; see `Map`.
+        let map = unsafe { options.map_copy(fd)? }.into();
+        // Not a file's pages: to unmap them would lose what was written.
+        Ok(Self {
+            is_file: false,
+            guard: None,
+            map,
+        })
+    }
+
     /// Names the region for the SIGBUS handler.
     pub(super) fn guarded(mut self, name: &str) -> Self {
         self.guard = sigbus::register(self.base() as usize, self.length(), name);

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 pub mod align;
 mod error;
+pub mod frozen;
 pub mod map;
 pub mod psync;
 pub mod sigbus;
@@ -93,6 +94,14 @@ pub trait File: Send + Sync + std::fmt::Debug {
     /// Reads at `offset` until `buf` is full or the file ends; how many bytes
     /// that were.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize>;
+
+    /// As [`File::read_at`], but what the device holds and not what the page
+    /// cache remembers of it, where the file system can: for a check of the disk
+    /// itself. Only if `buf`, its length and `offset` are multiples of
+    /// [`BLOCK_BYTES`].
+    fn read_direct_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        self.read_at(buf, offset)
+    }
 
     /// Fills `buf` from `offset`, or fails with `UnexpectedEof`.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::map::Region;
 use super::{Disk, DiskError, File, Map, OpenMode, Result, align};
@@ -84,6 +84,9 @@ pub(super) struct SystemFile {
     /// The same file past the page cache, every write durable on return
     /// (O_DIRECT and O_DSYNC), where that is wanted and the file system can.
     direct: Option<fs::File>,
+    /// The same file for reading past the page cache, opened when it is first
+    /// wanted; `None` where the file system cannot.
+    direct_reads: OnceLock<Option<fs::File>>,
 }
 
 impl SystemFile {
@@ -109,7 +112,20 @@ impl SystemFile {
             path: path.to_owned(),
             file,
             direct,
+            direct_reads: OnceLock::new(),
         })
+    }
+
+    /// By way of the open file: its name may be another's by now.
+    fn direct_reads(&self) -> Option<&fs::File> {
+        let open = || {
+            fs::OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_DIRECT)
+                .open(format!("/proc/self/fd/{}", self.fd()))
+                .ok()
+        };
+        self.direct_reads.get_or_init(open).as_ref()
     }
 
     pub(super) fn fd(&self) -> RawFd {
@@ -123,6 +139,24 @@ impl SystemFile {
     pub(super) fn fail(&self, action: &'static str, offset: u64, error: io::Error) -> DiskError {
         DiskError::io(action, &self.path, offset, error)
     }
+}
+
+/// Reads until `buf` is full or the file ends; an error with where it was.
+pub(super) fn read_all(
+    file: &fs::File,
+    buf: &mut [u8],
+    offset: u64,
+) -> std::result::Result<usize, (u64, io::Error)> {
+    let mut done = 0;
+    while done < buf.len() {
+        match file.read_at(&mut buf[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err((offset + done as u64, e)),
+        }
+    }
+    Ok(done)
 }
 
 /// `None` where the file system cannot do direct I/O (EINVAL).
@@ -152,16 +186,20 @@ impl File for SystemFile {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
-        let mut done = 0;
-        while done < buf.len() {
-            match self.file.read_at(&mut buf[done..], offset + done as u64) {
-                Ok(0) => break,
-                Ok(count) => done += count,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(self.fail("read", offset + done as u64, e)),
+        read_all(&self.file, buf, offset).map_err(|(at, e)| self.fail("read", at, e))
+    }
+
+    fn read_direct_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        if align::is_aligned(buf, offset)
+            && let Some(file) = self.direct_reads()
+        {
+            match read_all(file, buf, offset) {
+                // Some file systems refuse the read, and not the open.
+                Err((_, e)) if e.raw_os_error() == Some(libc::EINVAL) => {}
+                result => return result.map_err(|(at, e)| self.fail("read", at, e)),
             }
         }
-        Ok(done)
+        self.read_at(buf, offset)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {

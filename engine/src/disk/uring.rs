@@ -143,6 +143,10 @@ impl File for UringFile {
         self.file.read_at(buf, offset)
     }
 
+    fn read_direct_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        self.file.read_direct_at(buf, offset)
+    }
+
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         self.file.write_at(buf, offset)
     }

@@ -17,7 +17,7 @@ use super::keys::LOADING;
 use super::snapshot_check::SnapshotCheck;
 use super::view::View;
 use super::{DEAD, LATEST, LOG, META, varint};
-use crate::backend::{Applied, Backend, Batch, Direction, TreeId};
+use crate::backend::{Applied, Backend, Batch, Direction, Entry, TreeId};
 use crate::mutations::{Mutation, is_on};
 
 pub(super) const ORDER: [TreeId; 4] = [LATEST, DEAD, LOG, META];
@@ -272,9 +272,18 @@ impl SnapshotSink {
     pub fn push(&mut self, chunk: &[u8]) -> Result<()> {
         let mut check = self.check.clone();
         let mut batch = self.backend.begin()?;
+        // The stream is sorted: each tree's part of a chunk is appended as a whole.
+        let mut parts: Vec<(TreeId, Vec<Entry<'_>>)> = Vec::new();
         check.accept(chunk, &mut |tree, key, value| {
-            Ok(batch.put(tree, key, value)?)
+            match parts.last_mut() {
+                Some((last, entries)) if *last == tree => entries.push((key, value)),
+                _ => parts.push((tree, vec![(key, value)])),
+            }
+            Ok(())
         })?;
+        for (tree, entries) in &parts {
+            batch.append(*tree, entries)?;
+        }
         if !check.is_complete {
             batch.put(META, LOADING, &check.encode(&self.label))?;
             batch.publish(Applied::default())?;

@@ -15,7 +15,7 @@ use super::{LATEST, META, varint};
 use crate::backend::TreeId;
 
 /// Takes an entry of a snapshot: its tree, key and value.
-pub type EntryVisitor<'v> = dyn FnMut(TreeId, &[u8], &[u8]) -> Result<()> + 'v;
+pub type EntryVisitor<'v, 'c> = dyn FnMut(TreeId, &'c [u8], &'c [u8]) -> Result<()> + 'v;
 
 /// The chunks of a snapshot so far, and whether they hold together.
 #[derive(Debug, Clone, Default)]
@@ -46,7 +46,7 @@ impl SnapshotCheck {
 
     /// Takes the next chunk and shows its entries to `visit`. After an error it is
     /// of no more use: whoever wants the chunk again goes on with a copy made before.
-    pub fn accept(&mut self, chunk: &[u8], visit: &mut EntryVisitor<'_>) -> Result<()> {
+    pub fn accept<'c>(&mut self, chunk: &'c [u8], visit: &mut EntryVisitor<'_, 'c>) -> Result<()> {
         let (crc, rest) = chunk
             .split_first_chunk::<CRC_BYTES>()
             .ok_or_else(|| refused("a chunk without a header"))?;
@@ -76,7 +76,7 @@ impl SnapshotCheck {
         Ok(())
     }
 
-    fn entries(&mut self, body: &[u8], visit: &mut EntryVisitor<'_>) -> Result<()> {
+    fn entries<'c>(&mut self, body: &'c [u8], visit: &mut EntryVisitor<'_, 'c>) -> Result<()> {
         let former = self.position.after.take();
         let mut after = former.as_ref().map(|(tree, key)| (*tree, &key[..]));
         let mut input = body;

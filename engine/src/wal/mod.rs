@@ -14,12 +14,14 @@
 mod committer;
 mod error;
 mod group;
+pub mod inspect;
 mod keeper;
 mod log;
 mod reader;
 pub mod record;
 mod recovery;
 mod scan;
+mod scrub;
 mod segment;
 mod stats;
 
@@ -30,6 +32,7 @@ pub use log::{Committed, Wal};
 pub use reader::WalReader;
 pub use record::{MAX_GROUP_BYTES, MAX_KIND, MAX_PAYLOAD_BYTES};
 pub use recovery::{Case, Recovered};
+pub use scrub::{LogScrub, LogScrubStep};
 pub use stats::{Histogram, WalStats};
 
 /// Position in the log: a byte offset in the stream of all records ever written.

@@ -5,7 +5,7 @@ use super::record::{
     self, Flaw, GroupScan, HEADER_BYTES as RECORD_HEADER_BYTES, MAX_GROUP_BYTES, decode_group,
 };
 use super::segment::{HEADER_BYTES, Segment};
-use crate::disk::{BLOCK_BYTES, DiskError, align};
+use crate::disk::{AlignedBuf, BLOCK_BYTES, DiskError, align};
 
 type Result<T> = std::result::Result<T, DiskError>;
 
@@ -17,7 +17,9 @@ pub(super) struct Window<'s> {
     segment: &'s Segment,
     /// Offset in the file of the first byte of `bytes`.
     start: u64,
-    bytes: Vec<u8>,
+    bytes: AlignedBuf,
+    /// Whether the device is asked, and not the page cache.
+    direct: bool,
 }
 
 impl<'s> Window<'s> {
@@ -25,7 +27,16 @@ impl<'s> Window<'s> {
         Self {
             segment,
             start: 0,
-            bytes: Vec::new(),
+            bytes: AlignedBuf::new(),
+            direct: false,
+        }
+    }
+
+    /// One that reads what the device has.
+    pub(super) fn direct(segment: &'s Segment) -> Self {
+        Self {
+            direct: true,
+            ..Self::new(segment)
         }
     }
 
@@ -37,9 +48,12 @@ impl<'s> Window<'s> {
         let wanted_end = (offset + length as u64).min(self.segment.file_bytes);
         if !have_from || wanted_end > end {
             let count = length.max(WINDOW_BYTES);
-            self.bytes.resize(count, 0);
-            let read = self.segment.file.read_at(&mut self.bytes, offset)?;
-            self.bytes.truncate(read);
+            self.bytes.resize(count);
+            let read = match self.direct {
+                true => self.segment.file.read_direct_at(&mut self.bytes, offset)?,
+                false => self.segment.file.read_at(&mut self.bytes, offset)?,
+            };
+            self.bytes.resize(read);
             self.start = offset;
         }
         let from = (offset - self.start) as usize;

@@ -101,7 +101,8 @@ impl Segment {
 
     /// The lsn after the last byte that fits.
     pub(super) fn limit_lsn(&self) -> Lsn {
-        self.base_lsn + self.file_bytes.saturating_sub(HEADER_BYTES)
+        self.base_lsn
+            .saturating_add(self.file_bytes.saturating_sub(HEADER_BYTES))
     }
 }
 

@@ -24,9 +24,9 @@ fn variable(name: &str, default: u64) -> u64 {
 }
 
 /// What was checkpointed, and after which operation of the disk that was known.
-struct Acknowledged {
-    operations: usize,
-    model: Model,
+pub(crate) struct Acknowledged {
+    pub(crate) operations: usize,
+    pub(crate) model: Model,
 }
 
 /// Runs a workload with checkpoints on a recording disk. The first entry is the
@@ -63,7 +63,7 @@ fn record(seed: u64, shape: KeyShape, count: usize, keys: usize) -> (SimDisk, Ve
 }
 
 /// Opens the disk as a crash left it and compares it with what it may be.
-fn visit(
+pub(crate) fn visit(
     disk: &SimDisk,
     acknowledged: &[Acknowledged],
     prefix: usize,

@@ -18,7 +18,7 @@ const KINDS: [(u8, &str); 5] = [
 ];
 
 /// A store with pages of all kinds, checkpointed and closed.
-fn build() -> (SimDisk, Model) {
+pub(crate) fn build() -> (SimDisk, Model) {
     let disk = new_disk(false);
     let store = open(&disk).expect("a new store");
     let mut model = Model::default();
@@ -45,7 +45,7 @@ fn build() -> (SimDisk, Model) {
     (disk, model)
 }
 
-fn bytes_of(disk: &SimDisk) -> Vec<u8> {
+pub(crate) fn bytes_of(disk: &SimDisk) -> Vec<u8> {
     let file = disk.open(path(), OpenMode::Existing).expect("the file");
     let mut bytes = vec![0; file.len().expect("a length") as usize];
     file.read_exact_at(&mut bytes, 0).expect("readable");
@@ -85,7 +85,7 @@ fn judge(disk: &SimDisk, model: &Model) -> Verdict {
     Verdict::Harmless
 }
 
-fn is_damage(error: &BackendError) -> bool {
+pub(crate) fn is_damage(error: &BackendError) -> bool {
     matches!(
         error,
         BackendError::Damaged { .. } | BackendError::Foreign { .. }
@@ -129,7 +129,7 @@ fn a_flipped_bit_in_any_kind_of_page_is_found_and_named() {
 }
 
 /// Whether anything is read from a page: without its bytes it is missed.
-fn is_used(disk: &SimDisk, model: &Model, page: usize) -> bool {
+pub(crate) fn is_used(disk: &SimDisk, model: &Model, page: usize) -> bool {
     let without = disk.crash_now(1);
     let file = without.open(path(), OpenMode::Existing).expect("the file");
     file.write_at(&[0; PAGE_BYTES], (page * PAGE_BYTES) as u64)

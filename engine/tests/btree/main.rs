@@ -8,11 +8,14 @@ use varve_engine::btree::page::MAX_KEY_BYTES;
 use varve_engine::btree::{Btree, Options};
 use varve_engine::disk::{Disk, SimDisk};
 
+mod bulk;
 mod cold;
 mod crash;
 mod damage;
 mod faults;
+mod inspect;
 mod readers;
+mod scrub;
 mod vacuum;
 
 const TRAITS: Traits = Traits {

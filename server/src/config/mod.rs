@@ -140,6 +140,8 @@ pub struct Config {
     pub heartbeat_ms: u64,
     pub election_ms: u64,
     pub snapshot_count: u64,
+    /// `--scrub-interval`.
+    pub scrub_interval: Duration,
     pub snapshot_catchup_entries: u64,
     /// Rate at which snapshots are sent to other members, in MiB a second; 0 is no limit.
     pub snapshot_rate_limit_mib: u64,
@@ -185,6 +187,7 @@ impl Config {
             heartbeat_ms: 0,
             election_ms: 0,
             snapshot_count: 0,
+            scrub_interval: Duration::ZERO,
             snapshot_catchup_entries: 0,
             snapshot_rate_limit_mib: 0,
             max_request_bytes: 0,

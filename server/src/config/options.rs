@@ -355,6 +355,16 @@ pub(super) const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        name: "scrub-interval",
+        group: Group::Storage,
+        default: "24h",
+        help: "Time in which all that is on the disk is read and verified once, beside\neverything else. 0 to disable.",
+        set: |config, text| {
+            config.scrub_interval = duration(text)?;
+            Ok(())
+        },
+    },
+    Setting {
         name: "workers",
         group: Group::Process,
         default: "2",

@@ -16,12 +16,14 @@ use crate::service::Service;
 /// How long the read behind the answer may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Whether a read works; one that asks the leader, unless `?serializable=true`.
+/// Whether a read works; one that asks the leader, unless `?serializable=true`. And
+/// whether nothing was found damaged.
 pub(super) async fn health(service: &Service, query: &str) -> Reply {
     let serializable = query
         .split('&')
         .any(|pair| matches!(pair, "serializable=true" | "serializable=1"));
-    match check(service, serializable).await {
+    let checked = check(service, serializable).await;
+    match checked.and_then(|()| check_damage(service)) {
         Ok(()) => {
             add(&service.metrics.health_success, 1);
             reply(StatusCode::OK, JSON, body(true, ""))
@@ -70,6 +72,14 @@ pub(super) async fn read_index(service: &Service) -> Result<Arc<View>, ApiError>
     let (sender, receiver) = oneshot::channel();
     service.node.read(Box::new(Once(sender)));
     receiver.await.unwrap_or(Err(ApiError::Stopped))
+}
+
+/// What was found damaged, if anything was.
+pub(super) fn check_damage(service: &Service) -> Result<(), String> {
+    match service.node.known_damage().first {
+        Some(damage) => Err(format!("ALARM CORRUPT:{damage}")),
+        None => Ok(()),
+    }
 }
 
 /// Takes one view to one task.

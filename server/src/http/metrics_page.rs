@@ -16,6 +16,7 @@ pub(super) fn render(service: &Service) -> String {
     storage(&mut page, service);
     log(&mut page, service);
     store(&mut page, service);
+    scrub(&mut page, service);
     requests(&mut page, service);
     network(&mut page, service);
     process(&mut page);
@@ -443,6 +444,49 @@ fn requests(page: &mut Page, service: &Service) {
         ),
     ] {
         page.counter(name, help, get(value));
+    }
+}
+
+fn scrub(page: &mut Page, service: &Service) {
+    page.gauge(
+        "varve_damaged_places",
+        "Pages of the store in use, and groups of the log, that were found damaged.",
+        service.node.known_damage().places,
+    );
+    let Some(stats) = service.node.scrub_stats() else {
+        return;
+    };
+    for (name, help, value) in [
+        (
+            "varve_scrub_passes_total",
+            "Times that all of store and log was read and verified since the start.",
+            &stats.passes,
+        ),
+        (
+            "varve_scrub_read_bytes_total",
+            "Bytes that the scrub read.",
+            &stats.read_bytes,
+        ),
+        (
+            "varve_scrub_errors_total",
+            "Places that the scrub found damaged, counted anew in each pass.",
+            &stats.errors,
+        ),
+    ] {
+        page.counter(name, help, load(value));
+    }
+    let total = load(&stats.total_bytes).max(1);
+    page.gauge(
+        "varve_scrub_progress_ratio",
+        "How much of the present pass of the scrub is done.",
+        (load(&stats.pass_bytes) as f64 / total as f64).min(1.0),
+    );
+    if let Some(ended) = stats.last_pass() {
+        page.gauge(
+            "varve_scrub_last_pass_age_seconds",
+            "Time since the scrub last came to the end of a pass.",
+            ended.elapsed().as_secs(),
+        );
     }
 }
 

@@ -11,6 +11,8 @@ use crate::service::Service;
 /// Something that a probe looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Check {
+    /// Nothing was found damaged.
+    DataCorruption,
     /// The disk completes what is written to it.
     Disk,
     /// This member can read its store.
@@ -24,6 +26,7 @@ enum Check {
 impl Check {
     fn name(self) -> &'static str {
         match self {
+            Self::DataCorruption => "data_corruption",
             Self::Disk => "disk",
             Self::SerializableRead => "serializable_read",
             Self::LinearizableRead => "linearizable_read",
@@ -40,6 +43,7 @@ impl Check {
                 Err("not supported for learner".to_owned())
             }
             Self::Disk | Self::NonLearner => Ok(()),
+            Self::DataCorruption => health::check_damage(service),
             Self::SerializableRead => health::check(service, true).await,
             Self::LinearizableRead => health::check(service, false).await,
         }
@@ -63,6 +67,7 @@ impl Probe {
         name: "readyz",
         checks: &[
             Check::Disk,
+            Check::DataCorruption,
             Check::SerializableRead,
             Check::LinearizableRead,
             Check::NonLearner,

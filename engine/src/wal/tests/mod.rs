@@ -12,8 +12,10 @@ mod committer;
 mod crash;
 mod faults;
 mod golden;
+mod inspect;
 mod log;
 mod mutation;
+mod scrub;
 
 pub(super) const IDENTITY: Identity = Identity {
     cluster_id: 0xC1,

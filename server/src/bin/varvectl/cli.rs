@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use crate::commands::inspect::InspectArgs;
 use crate::go_format::{parse_bool, parse_duration, parse_int};
 
 /// A simple command line client for varve.
@@ -84,6 +85,9 @@ pub(crate) enum Command {
     /// Manages node snapshots
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Snapshot(SnapshotArgs),
+    /// Shows what is in the files of a node that is stopped, or of a backup; changes nothing
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Inspect(InspectArgs),
     /// Prints the version of varvectl
     Version,
 }

@@ -5,6 +5,7 @@ mod defrag;
 pub(crate) mod del;
 mod endpoint;
 pub(crate) mod get;
+pub(crate) mod inspect;
 mod member;
 mod move_leader;
 pub(crate) mod put;
@@ -39,6 +40,7 @@ pub(crate) async fn run(command: Command, settings: Settings) -> Result<(), Fail
         Command::Member(args) => member::run(&args, &settings).await,
         Command::MoveLeader(args) => move_leader::run(&args, &settings).await,
         Command::Snapshot(args) => snapshot::run(&args, &settings).await,
+        Command::Inspect(args) => inspect::run(&args, &settings),
         Command::Version => version::run(),
     }
 }

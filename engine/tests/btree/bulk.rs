@@ -1,0 +1,193 @@
+//! Sorted bulk load: what is appended is there, in full pages, whatever was in
+//! the tree before and wherever the power goes.
+
+use std::collections::BTreeMap;
+
+use varve_engine::backend::conformance::{Model, Random, compare_all};
+use varve_engine::backend::{Applied, Backend, BackendError, Entry, TreeId};
+use varve_engine::btree::inspect::Inspector;
+use varve_engine::btree::page::MAX_KEY_BYTES;
+
+use crate::crash::{Acknowledged, visit};
+use crate::{check, new_disk, open, path};
+
+const TREE: TreeId = TreeId(1);
+
+type Entries = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// Sorted entries of a shape: short keys, long ones, ones that share much.
+fn entries(random: &mut Random, count: usize, after: &str) -> Entries {
+    let shape = random.below(4);
+    let entry = |random: &mut Random| {
+        let number = random.number();
+        let key = match shape {
+            0 => format!("{after}/{number:020}"),
+            1 => format!("{after}/{}/{number:08x}", "x".repeat(random.below(700))),
+            2 => format!(
+                "{after}/{:04}/{}",
+                number % 50,
+                "y".repeat(random.below(1800))
+            ),
+            _ => format!(
+                "{after}/registry/pods/namespace-{:02}/{number:x}",
+                number % 20
+            ),
+        };
+        let value = match random.below(20) {
+            0 => 1000 + random.below(9000),
+            1 => random.below(1000),
+            _ => random.below(120),
+        };
+        (key.into_bytes(), vec![number as u8; value])
+    };
+    (0..count).map(|_| entry(random)).collect()
+}
+
+fn slices(entries: &Entries) -> Vec<Entry<'_>> {
+    entries
+        .iter()
+        .map(|(key, value)| (&key[..], &value[..]))
+        .collect()
+}
+
+#[test]
+fn appended_entries_are_those_that_puts_would_make() {
+    for seed in 0..60 {
+        let mut random = Random::new(seed);
+        let disk = new_disk(false);
+        let store = open(&disk).expect("a new store");
+        let mut model = Model::default();
+        for round in 1..=4 + random.below(4) as u64 {
+            let mut batch = store.begin().expect("a batch");
+            for _ in 0..1 + random.below(3) {
+                // Mostly behind all others; sometimes before, among, or over them.
+                let after = match random.below(4) {
+                    0 => "b".to_owned(),
+                    _ => format!("c{round:03}{:03}", model.trees[1].len()),
+                };
+                let count = random.below(400);
+                let part = entries(&mut random, count, &after);
+                let mut part_slices = slices(&part);
+                if random.below(6) == 0 {
+                    part_slices.reverse(); // not sorted at all
+                }
+                let size = 1 + random.below(part.len() + 1);
+                for chunk in part_slices.chunks(size) {
+                    batch.append(TREE, chunk).expect("appended");
+                }
+                model.tree(1).extend(part.clone());
+                if random.below(3) == 0
+                    && let Some(key) = part.keys().next_back()
+                {
+                    assert!(batch.delete(TREE, key).expect("deleted"));
+                    model.tree(1).remove(key);
+                }
+            }
+            model.applied = Applied {
+                term: 1,
+                index: round,
+            };
+            batch.publish(model.applied).expect("publish");
+            if random.below(2) == 0 {
+                store.checkpoint().expect("checkpoint");
+            }
+            check(&store);
+        }
+        compare_all(&*store.snapshot().expect("a snapshot"), &model).expect("as put");
+        store.checkpoint().expect("checkpoint");
+        drop(store);
+        let store = open(&disk).expect("opens again");
+        check(&store);
+        compare_all(&*store.snapshot().expect("a snapshot"), &model).expect("as put");
+    }
+}
+
+#[test]
+fn what_is_too_long_is_refused_before_anything_is_changed() {
+    let disk = new_disk(false);
+    let store = open(&disk).expect("a new store");
+    let mut batch = store.begin().expect("a batch");
+    let long = vec![b'z'; MAX_KEY_BYTES + 1];
+    let entries: [Entry<'_>; 3] = [(b"a", b"1"), (b"b", b"2"), (&long, b"3")];
+    let error = batch.append(TREE, &entries).expect_err("refused");
+    assert!(matches!(error, BackendError::KeyTooLong { .. }), "{error}");
+    assert!(batch.get(TREE, b"a").expect("usable").is_none());
+    batch.append(TREE, &entries[..2]).expect("the rest");
+    batch.append(TREE, &[]).expect("nothing");
+    batch
+        .publish(Applied { term: 1, index: 1 })
+        .expect("publish");
+    check(&store);
+}
+
+#[test]
+fn the_leaves_are_full() {
+    let disk = new_disk(false);
+    let store = open(&disk).expect("a new store");
+    let mut random = Random::new(1);
+    let all: Entries = (0..20_000)
+        .map(|_| {
+            let key = format!("{:019}", random.number() % 1_000_000_000_000);
+            (key.into_bytes(), vec![1; 256])
+        })
+        .collect();
+    for (round, chunk) in slices(&all).chunks(700).enumerate() {
+        let mut batch = store.begin().expect("a batch");
+        batch.append(TREE, chunk).expect("appended");
+        let index = round as u64 + 1;
+        batch.publish(Applied { term: 1, index }).expect("publish");
+    }
+    store.checkpoint().expect("checkpoint");
+    check(&store);
+    let tree = Inspector::open(&disk, path())
+        .expect("opens")
+        .tree(1)
+        .expect("the tree");
+    assert_eq!(tree.found.entries, all.len() as u64);
+    // Of cells of 270 bytes 14 or 15 fit.
+    assert!(tree.leaf_fill() > 0.95, "{}", tree.leaf_fill());
+    assert!(tree.branch_fill() > 0.7, "{}", tree.branch_fill());
+}
+
+#[test]
+fn a_power_loss_during_a_load_leaves_a_checkpoint() {
+    let disk = new_disk(true);
+    let store = open(&disk).expect("a new store");
+    let mut random = Random::new(21);
+    let mut model = Model::default();
+    let mut acknowledged = vec![Acknowledged {
+        operations: disk.op_count(),
+        model: model.clone(),
+    }];
+    for round in 1..=12_u64 {
+        let part = entries(&mut random, 150, &format!("k{round:04}"));
+        let mut batch = store.begin().expect("a batch");
+        for chunk in slices(&part).chunks(40) {
+            batch.append(TREE, chunk).expect("appended");
+        }
+        model.tree(1).extend(part);
+        model.applied = Applied {
+            term: 1,
+            index: round,
+        };
+        batch.publish(model.applied).expect("publish");
+        if round % 3 == 0 {
+            store.checkpoint().expect("checkpoint");
+            acknowledged.push(Acknowledged {
+                operations: disk.op_count(),
+                model: model.clone(),
+            });
+        }
+    }
+    drop(store);
+    let operations = disk.op_count();
+    let first = acknowledged[0].operations;
+    let mut states = 0;
+    for prefix in first..=operations {
+        for seed in [0, 1, 2 + prefix as u64] {
+            visit(&disk, &acknowledged, prefix, seed).expect("whole");
+            states += 1;
+        }
+    }
+    assert!(states > 60, "{states}");
+}
