@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 
 use varve_engine::backend::conformance::Random;
-use varve_engine::backend::{Applied, Backend, Direction, Read, TreeId, VacuumExtent};
+use varve_engine::backend::{
+    Applied, Backend, BackendError, Direction, Read, TreeId, VacuumExtent,
+};
 use varve_engine::btree::Btree;
 use varve_engine::disk::SimDisk;
+use varve_engine::disk::sim::{Fault, FaultOn};
 
 use crate::{check, new_disk, open};
 
@@ -23,7 +26,10 @@ struct Test {
 impl Test {
     /// A store of `keys` random keys, of which those are left that `keep` says.
     fn new(keys: u64, value_bytes: usize, keep: impl Fn(u64) -> bool) -> Self {
-        let disk = new_disk(false);
+        Self::on(new_disk(false), keys, value_bytes, keep)
+    }
+
+    fn on(disk: SimDisk, keys: u64, value_bytes: usize, keep: impl Fn(u64) -> bool) -> Self {
         let store = open(&disk).expect("a new store");
         let mut test = Self {
             disk,
@@ -239,4 +245,113 @@ fn a_file_that_lost_pages_in_use_is_refused() {
         .expect_err("half of it is missing")
         .to_string();
     assert!(error.contains("is missing"), "{error}");
+}
+
+/// Vacuums until there is nothing left to do, or an error.
+fn try_vacuum(test: &mut Test) -> Result<(), BackendError> {
+    test.store.start_vacuum(VacuumExtent::All);
+    while test.store.vacuums() {
+        test.index += 1;
+        let mut batch = test.store.begin()?;
+        batch.vacuum_step()?;
+        batch.publish(Applied {
+            term: 1,
+            index: test.index,
+        })?;
+        if test.store.wants_checkpoint(false) {
+            test.store.checkpoint()?;
+        }
+    }
+    Ok(())
+}
+
+/// A store of two in five keys, on a disk that records.
+fn sparse() -> Test {
+    let mut test = Test::on(new_disk(true), 4000, 700, |number| number % 5 < 2);
+    test.batch(|batch, model| {
+        for number in 0..4_u64 {
+            let key = number.to_be_bytes().to_vec();
+            batch.put(TREE, &key, &[8; 20_000]).expect("put");
+            model.insert(key, vec![8; 20_000]);
+        }
+    });
+    test.store.checkpoint().expect("checkpoint");
+    test
+}
+
+/// A vacuum changes nothing that is stored, so whatever a power loss leaves of it
+/// holds the same keys.
+#[test]
+fn every_crash_state_of_a_vacuum_holds_all_keys() {
+    let mut test = sparse();
+    let (start, before) = (test.disk.op_count(), test.file_bytes());
+    try_vacuum(&mut test).expect("the disk works");
+    test.batch(|_, _| {});
+    test.store.checkpoint().expect("checkpoint");
+    let (end, after) = (test.disk.op_count(), test.file_bytes());
+    assert!(after * 3 < before * 2, "{before} to {after} bytes");
+    let budget = std::env::var("VARVE_CRASH_STATES").ok();
+    let budget: usize = budget.map_or(300, |text| text.parse().expect("a number"));
+    let mut random = Random::new(11);
+    let mut cut = 0;
+    for state in 0..budget {
+        let prefix = start + (end - start) * state / budget;
+        let seed = match state % 3 {
+            kind @ (0 | 1) => kind as u64,
+            _ => 2 + random.number() % 1_000_000,
+        };
+        let disk = test.disk.crash(prefix, seed);
+        let opened = open(&disk);
+        let store = opened.unwrap_or_else(|error| panic!("prefix {prefix}, seed {seed}: {error}"));
+        check(&store);
+        compare(&*store.snapshot().expect("a snapshot"), &test.model);
+        cut += usize::from(store.stats().file_bytes < before);
+    }
+    println!(
+        "{budget} states of {} operations, {cut} with a shorter file",
+        end - start
+    );
+    assert!(cut > 0);
+}
+
+#[test]
+fn an_error_at_any_call_of_a_vacuum_loses_nothing() {
+    for (on, errno) in [
+        (FaultOn::Write, libc::EIO),
+        (FaultOn::Sync, libc::EIO),
+        (FaultOn::Truncate, libc::EIO),
+        (FaultOn::Allocate, libc::ENOSPC),
+    ] {
+        let mut hits = 0;
+        for after in 0.. {
+            let mut test = sparse();
+            test.disk.inject(Fault {
+                on,
+                after,
+                forever: false,
+                path_contains: String::new(),
+                errno,
+            });
+            let outcome = try_vacuum(&mut test);
+            if test.disk.fault_count() > 0 {
+                outcome.expect("without a fault");
+                break;
+            }
+            hits += 1;
+            let error = outcome.expect_err("the error is told");
+            let text = error.to_string();
+            assert!(text.contains("os error"), "{on:?} {after}: {text}");
+            test.verify();
+            for seed in 0..4 {
+                let store = open(&test.disk.crash_now(seed)).expect("opens after the fault");
+                check(&store);
+                compare(&*store.snapshot().expect("a snapshot"), &test.model);
+            }
+        }
+        println!("{on:?}: {hits} calls");
+        assert!(
+            hits > 0 || on == FaultOn::Allocate,
+            "{on:?} is never called"
+        );
+    }
 }

@@ -227,3 +227,52 @@ fn a_disk_that_is_full_from_any_call_on_is_waited_for_without_a_restart() {
     }
     assert!(hits[0] > 0 && hits[1] > 0, "{hits:?}");
 }
+
+/// Opening, making, renaming and removing of segments, and what makes that durable.
+/// Most of it is preparation for later, which is only warned of, and tried again.
+#[test]
+fn an_error_at_any_call_on_names_loses_nothing() {
+    let (batches, model) = workload(5);
+    for on in [
+        FaultOn::Open,
+        FaultOn::Rename,
+        FaultOn::Remove,
+        FaultOn::SyncDir,
+        FaultOn::Truncate,
+    ] {
+        let (mut hits, mut stopped) = (0, 0);
+        for after in 0.. {
+            let disk = new_disk(false);
+            let (mut system, _) = System::open(&disk).expect("a new store");
+            disk.inject(fault(on, after, libc::EIO, false));
+            let mut progress = Progress::default();
+            let outcome = progress.run(&mut system, &batches);
+            if disk.fault_count() > 0 {
+                assert!(outcome.is_ok(), "{on:?} {after}: without a fault");
+                break;
+            }
+            hits += 1;
+            if let Err(error) = outcome {
+                stopped += 1;
+                let text = error.to_string();
+                let is_named = text.contains(WAL_DIR) || text.contains(STORE);
+                assert!(
+                    is_named && text.contains("os error 5"),
+                    "{on:?} {after}: {text}"
+                );
+            }
+            readable(&system, &model, &progress);
+            drop(system);
+            comes_back(&disk, &model, &progress);
+            // A new process goes on where the old one ended.
+            let (mut system, _) = System::open(&disk).expect("opens");
+            progress.applied = system.index();
+            progress.logged = progress.applied;
+            progress.run(&mut system, &batches).expect("the disk works");
+            readable(&system, &model, &progress);
+        }
+        println!("{on:?}: {hits} calls, {stopped} of them stopped the log");
+        let is_used = on != FaultOn::Truncate;
+        assert!(hits > 0 || !is_used, "{on:?} is never called");
+    }
+}

@@ -19,6 +19,14 @@ pub enum FaultOn {
     Allocate,
     /// Syncs of directories.
     SyncDir,
+    /// Changes of a file's length.
+    Truncate,
+    /// Opening and making of files.
+    Open,
+    /// Renaming, by the old name.
+    Rename,
+    /// Removal of files.
+    Remove,
 }
 
 /// An error to be injected.
@@ -47,6 +55,10 @@ impl Faults {
 
     pub(super) fn clear(&mut self) {
         self.0.clear();
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.0.len()
     }
 
     /// Counts the operation, and fails it if its turn has come.

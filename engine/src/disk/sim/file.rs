@@ -109,7 +109,9 @@ impl File for SimFile {
     fn truncate(&self, length: u64) -> Result<()> {
         let mut state = self.disk.lock();
         state
-            .check_growth(self.inode, length)
+            .faults
+            .check(FaultOn::Truncate, &self.path)
+            .and_then(|()| state.check_growth(self.inode, length))
             .map_err(self.fail("truncate", length))?;
         state.take_map_writes(Some(self.inode));
         state.files[self.inode].content.resize(length as usize);

@@ -204,6 +204,11 @@ impl SimDisk {
         self.lock().faults.add(fault);
     }
 
+    /// Faults that have not hit yet, or hit for ever.
+    pub fn fault_count(&self) -> usize {
+        self.lock().faults.count()
+    }
+
     /// Removes all faults.
     pub fn clear_faults(&self) {
         self.lock().faults.clear();
@@ -377,6 +382,8 @@ impl Disk for SimDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> Result<Arc<dyn File>> {
         let fail = |kind: io::ErrorKind| Err(DiskError::io("open", path, 0, kind.into()));
         let mut state = self.lock();
+        let faulty = |error| DiskError::io("open", path, 0, error);
+        state.faults.check(FaultOn::Open, path).map_err(faulty)?;
         let inode = match (state.names.get(path).copied(), mode) {
             (Some(_), OpenMode::CreateNew) => return fail(io::ErrorKind::AlreadyExists),
             (Some(inode), _) => inode,
@@ -440,8 +447,9 @@ impl Disk for SimDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         let mut state = self.lock();
-        let inode = state
-            .find(from)
+        let fault = state.faults.check(FaultOn::Rename, from);
+        let inode = fault
+            .and_then(|()| state.find(from))
             .map_err(|e| DiskError::io("rename", from, 0, e))?;
         if !to.parent().is_some_and(|dir| state.has_dir(dir)) {
             return Err(DiskError::io(
@@ -468,8 +476,9 @@ impl Disk for SimDisk {
 
     fn remove(&self, path: &Path) -> Result<()> {
         let mut state = self.lock();
-        let inode = state
-            .find(path)
+        let fault = state.faults.check(FaultOn::Remove, path);
+        let inode = fault
+            .and_then(|()| state.find(path))
             .map_err(|e| DiskError::io("remove", path, 0, e))?;
         state.names.remove(path);
         state.take_map_writes(None);
