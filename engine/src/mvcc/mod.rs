@@ -26,6 +26,8 @@ mod compaction;
 mod count;
 mod error;
 mod events;
+#[doc(hidden)]
+pub mod fuzz;
 mod hash;
 mod history;
 mod keys;

@@ -11,10 +11,10 @@ use super::error::MvccError;
 use super::snapshot::SnapshotInfo;
 use super::snapshot_check::SnapshotCheck;
 
-const MAGIC: [u8; 8] = *b"varvsnap";
-const FORMAT: u32 = 1;
-const HEADER_BYTES: usize = 16;
-const LENGTH_BYTES: usize = 4;
+pub(super) const MAGIC: [u8; 8] = *b"varvsnap";
+pub(super) const FORMAT: u32 = 1;
+pub(super) const HEADER_BYTES: usize = 16;
+pub(super) const LENGTH_BYTES: usize = 4;
 
 /// Longest chunk that is read: far above one with the longest value that a request
 /// can carry.

@@ -1,17 +1,23 @@
 //! What the fuzz target and the mutation test run: decoding of arbitrary bytes.
 
 use varve_types::{
-    ApiError, Compare, CompareResult, CompareTarget, DeleteRangeResponse, Event, EventKind,
-    KeyValue, PutRequest, PutResponse, RangeRequest, RangeResponse, Reader, RequestOp,
-    ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
+    ApiError, CompactionRequest, Compare, CompareResult, CompareTarget, DeleteRangeRequest,
+    DeleteRangeResponse, Event, EventKind, KeyValue, PutRequest, PutResponse, RangeRequest,
+    RangeResponse, Reader, RequestOp, ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
 };
 
-use crate::peer::{self, MessagesWriter, PeerFrame, PeerHello, Refusal, SnapshotBegin};
+use crate::peer::{
+    self, MessagesWriter, PeerFrame, PeerHello, Refusal, SnapshotAck, SnapshotBegin, SnapshotChunk,
+    SnapshotEnd,
+};
 use crate::{
-    Decoder, Empty, Flags, FrameError, HEADER_SIZE, HashKvResponse, HelloResponse, MAGIC, Member,
-    MemberAddRequest, MemberAddResponse, MemberListResponse, MemberUpdateRequest, Request,
-    SpaceResponse, StatusResponse, Step, VERSION, WatchRequest, WatchResponse, WireError,
-    decode_reply, encode_error, encode_frame, encode_reply, encode_watch, finish_frame, opcode,
+    Decoder, Empty, Flags, FrameError, HEADER_SIZE, HashKvRequest, HashKvResponse, HelloRequest,
+    HelloResponse, MAGIC, Member, MemberAddRequest, MemberAddResponse, MemberIdRequest,
+    MemberListRequest, MemberListResponse, MemberUpdateRequest, Request, SnapshotCreditRequest,
+    SnapshotRequest, SpaceLine, SpaceRequest, SpaceResponse, StatusResponse, Step, VERSION,
+    WatchCancelRequest, WatchCreditRequest, WatchProgressRequest, WatchRequest, WatchResponse,
+    WireError, decode_reply, encode_error, encode_frame, encode_reply, encode_snapshot_part,
+    encode_watch, finish_frame, opcode,
 };
 
 /// Longest body that the run accepts, in bytes.
@@ -111,9 +117,8 @@ pub fn decode_body(opcode: u8, body: &[u8]) {
         request.encode(&mut again);
         assert_eq!(Request::decode(opcode, &again), Ok(request));
     }
-    if let Ok(PeerFrame::Messages(messages)) = PeerFrame::decode(opcode, body) {
-        let announced = messages.size_hint().0;
-        assert_eq!(messages.count(), announced);
+    if let Ok(frame) = PeerFrame::decode(opcode, body) {
+        exercise_peer_frame(opcode, frame);
     }
     let mut reader = Reader::new(body);
     if let Ok(error) = WireError::decode(&mut reader) {
@@ -145,6 +150,27 @@ pub fn decode_body(opcode: u8, body: &[u8]) {
         SpaceResponse,
         WatchResponse,
     );
+}
+
+/// A frame between members is the same after encoding.
+fn exercise_peer_frame(opcode: u8, frame: PeerFrame<'_>) {
+    let mut out = Vec::new();
+    match &frame {
+        PeerFrame::Hello(hello) => hello.encode(&mut out),
+        PeerFrame::SnapshotBegin(begin) => begin.encode(&mut out),
+        PeerFrame::SnapshotChunk(chunk) => chunk.encode(&mut out),
+        PeerFrame::SnapshotEnd(end) => end.encode(&mut out),
+        PeerFrame::SnapshotAck(ack) => ack.encode(&mut out),
+        PeerFrame::Refused(refusal) => refusal.encode(&mut out),
+        PeerFrame::Messages(messages) => {
+            let announced = messages.size_hint().0;
+            assert_eq!(messages.clone().count(), announced);
+            return;
+        }
+    }
+    let again = PeerFrame::decode(opcode, &out).expect("it was encoded here");
+    let text = |frame: &PeerFrame<'_>| format!("{frame:?}");
+    assert_eq!(text(&again), text(&frame));
 }
 
 /// A stream of valid frames of many kinds, to start from.
@@ -193,6 +219,42 @@ pub fn corpus() -> Vec<u8> {
             is_promotable: true,
         }),
         Request::MemberUpdate(MemberUpdateRequest::default()),
+        Request::DeleteRange(DeleteRangeRequest {
+            key,
+            range_end,
+            prev_kv: true,
+        }),
+        Request::Compaction(CompactionRequest {
+            revision: 7,
+            physical: true,
+        }),
+        Request::Hello(HelloRequest { client: "client" }),
+        Request::Ping(Empty),
+        Request::Status(Empty),
+        Request::HashKv(HashKvRequest::default()),
+        Request::MemberList(MemberListRequest::default()),
+        Request::MemberRemove(MemberIdRequest { id: 7 }),
+        Request::MemberPromote(MemberIdRequest { id: 7 }),
+        Request::MoveLeader(MemberIdRequest { id: 7 }),
+        Request::Space(SpaceRequest {
+            prefix: b"/",
+            separator: b"/",
+            depth: 2,
+            limit: 10,
+            after: Some((key, true)),
+        }),
+        Request::Defragment(Empty),
+        Request::Snapshot(SnapshotRequest { credit: 1 << 20 }),
+        Request::SnapshotCredit(SnapshotCreditRequest {
+            snapshot: 13,
+            bytes: 1 << 20,
+        }),
+        Request::WatchCancel(WatchCancelRequest { watch: 4 }),
+        Request::WatchProgress(WatchProgressRequest),
+        Request::WatchCredit(WatchCreditRequest {
+            watch: 4,
+            bytes: 1 << 20,
+        }),
     ];
     for (id, request) in (1..).zip(&requests) {
         encode_frame(&mut out, request.opcode(), Flags::NONE, id, |out| {
@@ -255,8 +317,39 @@ pub fn corpus() -> Vec<u8> {
         kv,
     }]);
     encode_watch(&mut out, 8, &header, &events);
+    let space = SpaceResponse {
+        lines: vec![SpaceLine {
+            name: b"/a/".to_vec(),
+            is_directory: true,
+            keys: 3,
+            bytes: 4,
+        }],
+        more: true,
+    };
+    encode_reply(&mut out, opcode::SPACE, 10, &header, &space);
+    encode_reply(&mut out, opcode::DEFRAGMENT, 11, &header, &Empty);
+    encode_reply(
+        &mut out,
+        opcode::HELLO,
+        12,
+        &header,
+        &HelloResponse::default(),
+    );
+    encode_snapshot_part(&mut out, 13, &header, b"chunk", false);
+    encode_snapshot_part(&mut out, 13, &header, b"chunk", true);
     peer::encode_hello(&mut out, &PeerHello::default());
     peer::encode_snapshot_begin(&mut out, &SnapshotBegin::default());
+    let chunk = SnapshotChunk {
+        data: b"chunk",
+        ..SnapshotChunk::default()
+    };
+    peer::encode_snapshot_chunk(&mut out, &chunk);
+    peer::encode_snapshot_end(&mut out, &SnapshotEnd::default());
+    let ack = SnapshotAck {
+        failure: "no room".to_owned(),
+        ..SnapshotAck::default()
+    };
+    peer::encode_snapshot_ack(&mut out, &ack);
     peer::encode_refusal(&mut out, &Refusal::Removed { member: 1 });
     let mut messages = MessagesWriter::new(&mut out);
     messages.push(|out| out.extend_from_slice(b"raft"));

@@ -1,5 +1,6 @@
 //! The exact bytes of frames, and what becomes of bytes that are not frames.
 
+use varve_protocol::peer::PeerFrame;
 use varve_protocol::{
     Decoder, ErrorCode, Flags, FrameError, HEADER_SIZE, MAGIC, REPLY_CHUNK, RangeWriter, Request,
     RequestError, Step, VERSION, WireError, encode_connection_error, encode_error, encode_frame,
@@ -250,7 +251,27 @@ impl Random {
 fn the_corpus_is_whole() {
     let corpus = fuzz::corpus();
     assert_eq!(fuzz::repair(&corpus), corpus);
-    assert_eq!(fuzz::decode_stream(&corpus), 18);
+    let mut seen = [false; 256];
+    let (mut wire, mut frames) = (&corpus[..], 0);
+    while let Ok(Step::Frame(frame, used)) = Decoder::new(1 << 16).step(wire) {
+        seen[usize::from(frame.header.opcode)] = true;
+        wire = &wire[used..];
+        frames += 1;
+    }
+    assert_eq!(fuzz::decode_stream(&corpus), frames);
+    // Each frame that there is: add a new one to `fuzz::corpus`.
+    for opcode in 0..=255 {
+        let is_request = Request::decode(opcode, b"") != Err(RequestError::UnknownOpcode(opcode));
+        let is_peer = !matches!(
+            PeerFrame::decode(opcode, b""),
+            Err(RequestError::UnknownOpcode(_))
+        );
+        assert_eq!(
+            seen[usize::from(opcode)],
+            is_request || is_peer,
+            "opcode {opcode}"
+        );
+    }
 }
 
 #[test]

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use super::super::fuzz;
 use super::super::{
     SnapshotFileError, SnapshotFileReader, SnapshotFileWriter, SnapshotSink, SnapshotSource,
 };
 use super::Bench;
 use crate::backend::Backend;
+use crate::backend::conformance::Random;
 use crate::backend::memory::Memory;
 
 fn filled() -> Bench {
@@ -72,4 +74,32 @@ fn every_flipped_bit_and_every_cut_is_found() {
         verify(&longer),
         Err(SnapshotFileError::Cut { .. })
     ));
+}
+
+/// Also behind checksums that fit.
+#[test]
+fn changed_files_never_panic() {
+    let file = fuzz::seed();
+    assert!(fuzz::read_snapshot(&file));
+    assert_eq!(fuzz::repair(&file), file);
+    let mut random = Random::new(5);
+    let mut whole = 0;
+    for _ in 0..5000 {
+        let mut changed = file.clone();
+        for _ in 0..=random.below(3) {
+            let at = random.below(changed.len());
+            match random.below(4) {
+                0 => changed[at] = random.number() as u8,
+                1 => changed[at] ^= 1 << random.below(8),
+                2 => changed.truncate(at.max(1)),
+                _ => drop(changed.drain(at..(at + random.below(30)).min(changed.len()))),
+            }
+            if changed.is_empty() {
+                changed.push(0);
+            }
+        }
+        fuzz::read_snapshot(&changed);
+        whole += usize::from(fuzz::read_snapshot(&fuzz::repair(&changed)));
+    }
+    assert!(whole > 20, "{whole} of the changed files are whole");
 }
