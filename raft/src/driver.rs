@@ -573,6 +573,9 @@ pub(crate) fn run_log_reader(reader: &WalReader, fetches: &Receiver<Fetch>, shar
             match log::read_entry(reader, lsn, index) {
                 Ok(entry) => entries.push(entry),
                 Err(error) => {
+                    if error.is_damage() {
+                        shared.note_damage(error.to_string());
+                    }
                     // Let go meanwhile: raft-rs will send a snapshot instead.
                     tracing::warn!("entry {index} for a follower: {error}");
                     break;

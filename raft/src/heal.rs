@@ -156,9 +156,8 @@ impl Healing {
             Some(dir) => dir.join(&self.directory),
             None => target.join("wal"),
         };
-        move_files(disk, &wal_dir, &wal_target, |name| {
-            !name.starts_with(SET_ASIDE)
-        })?;
+        let is_log = |name: &str| name.ends_with(".wal") || name.ends_with(".spare");
+        move_files(disk, &wal_dir, &wal_target, is_log)?;
         // The member file last: as long as it is there, so is what it speaks of.
         let is_store = |name: &str| name.starts_with("store-");
         move_files(disk, &config.data_dir, &target, is_store)?;

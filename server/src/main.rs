@@ -126,6 +126,7 @@ async fn serve_until(
         tracing::info!("ready to serve client requests");
         systemd::notify(systemd::READY);
     });
+    let mut damage = None;
     let failure = tokio::select! {
         _ = terminate.recv() => {
             tracing::info!("received SIGTERM, shutting down");
@@ -139,12 +140,17 @@ async fn serve_until(
             tracing::error!("{}", varve_raft::REMOVED_HINT);
             None
         }
-        reason = RunningNode::failed(handle.clone()) => Some(reason),
-        found = RunningNode::damaged(handle.clone(), config.auto_heal) => Some(found),
+        reason = RunningNode::failed(handle.clone()) => {
+            damage = handle.damage().map(str::to_owned);
+            Some(reason)
+        }
+        found = RunningNode::damaged(handle.clone(), config) => {
+            damage = Some(found);
+            None
+        }
     };
     announce.abort();
-    if let Some(found) = handle.damage() {
-        let found = found.to_owned();
+    if let Some(found) = damage {
         // What it may still do of an orderly end it does: it hands leadership over.
         if let Err(error) = node.stop().await {
             tracing::warn!("{error}");

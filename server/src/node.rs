@@ -318,20 +318,18 @@ impl RunningNode {
         }
     }
 
-    /// Waits until something of this member is found damaged; what. What nobody has
-    /// asked for yet, as the scrub finds it, counts if the member can heal: else it
-    /// serves what is whole.
-    pub async fn damaged(handle: NodeHandle, auto_heal: bool) -> String {
+    /// Waits until something of this member is found damaged, by whoever reads it or by
+    /// the scrub, and the others can go on without it; what. Until then, and if it does
+    /// not heal by itself, it serves what is whole.
+    pub async fn damaged(handle: NodeHandle, config: &Config) -> String {
         loop {
-            if let Some(found) = handle.damage() {
-                return found.to_owned();
-            }
-            let others_are_quorum = handle.members().voters().count() > 2;
-            if auto_heal
-                && others_are_quorum
-                && let Some(found) = handle.known_damage().first
+            let noted = handle.damage().map(str::to_owned);
+            let found = noted.or_else(|| handle.known_damage().first);
+            if config.auto_heal
+                && let Some(found) = found
+                && heal::may_leave(&handle).await
             {
-                handle.report_damage(found);
+                return found;
             }
             tokio::time::sleep(WATCH_INTERVAL).await;
         }

@@ -346,9 +346,17 @@ impl World {
         host.kill();
         let life = host.lives;
         if host.is_rotten {
+            // The node would not take it for damage, and not heal.
+            let is_known = error.is_damage() || matches!(error, RaftError::Inconsistent(_));
+            let is_passed_over = !is_known && !host.is_excused;
             host.condition = Condition::Damaged(error.to_string());
             self.count_fault("member refused damaged files");
             self.agenda.after(2 * SECOND, Event::Replace(id));
+            if is_passed_over {
+                self.violation(&format!(
+                    "damage of member {id:x} is not known as such: {error}"
+                ));
+            }
         } else if host.is_excused {
             self.count_fault("member stopped on disk error");
             self.agenda.after(SECOND, Event::Start(id, life));

@@ -8,10 +8,12 @@ use varve_engine::mvcc::View;
 use varve_types::ApiError;
 
 use super::member::Member;
+use crate::change::Change;
 use crate::changes::AppliedChange;
 use crate::entry::push_command;
 use crate::initial_cluster::InitialCluster;
 use crate::io::{ApplyJob, Input, Output};
+use crate::membership;
 use crate::sink::{Completion, Proposal, ReadSink, ReplySink};
 use crate::wire;
 
@@ -337,4 +339,44 @@ fn hostile_messages_change_nothing() {
     }
     member.poll();
     assert_eq!(member.replica.status(), before);
+}
+
+/// A damaged member is replaced only once it is not there any more, and only if those
+/// that are left are a quorum.
+#[test]
+fn a_member_that_is_heard_of_is_not_replaced() {
+    let (mut member, own, others) = member_of_three();
+    leader(&mut member, own, others);
+    let [damaged, other] = others;
+    let urls = member.replica.membership.get(damaged).unwrap();
+    let change = Change::Replace {
+        id: damaged,
+        by: membership::Member {
+            id: 77,
+            ..urls.clone()
+        },
+    };
+    let hear = |member: &mut Member, from: u64| {
+        let beat = message(MessageType::MsgHeartbeatResponse, from, own, 2);
+        deliver(member, &beat);
+    };
+    let judge = |member: &Member| member.replica.judge(&change);
+    hear(&mut member, damaged);
+    hear(&mut member, other);
+    assert_eq!(judge(&member), Err(ApiError::Unhealthy));
+    member.step(Input::Unreachable(damaged));
+    assert_eq!(judge(&member), Ok(()));
+    member.step(Input::Unreachable(other));
+    assert_eq!(judge(&member), Err(ApiError::Unhealthy));
+    hear(&mut member, other);
+    assert_eq!(judge(&member), Ok(()));
+    // Nor does a leader take itself for somebody who is gone.
+    let own = Change::Replace {
+        id: own,
+        by: membership::Member {
+            id: 77,
+            ..member.replica.membership.get(own).unwrap().clone()
+        },
+    };
+    assert_eq!(member.replica.judge(&own), Err(ApiError::Unhealthy));
 }

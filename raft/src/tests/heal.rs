@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
+use raft::eraftpb::Entry;
 use varve_engine::backend::Backend;
 use varve_engine::backend::memory::Memory;
 use varve_engine::disk::SimDisk;
 use varve_engine::disk::psync::PsyncDisk;
-use varve_engine::wal::WalConfig;
+use varve_engine::wal::{Group, WalConfig};
 
 use super::*;
 use crate::membership::Member;
+use crate::record;
 
 const CLUSTER: u64 = 5;
 const DAMAGED: u64 = 7;
@@ -196,4 +198,48 @@ fn a_healing_file_that_cannot_be_read_is_not_passed_over() {
         error.to_string().contains("being healed, but not how"),
         "{error}"
     );
+}
+
+/// Each of them is damage, whichever segment is missing.
+#[test]
+fn a_missing_segment_is_damage() {
+    for missing in 0..3 {
+        let config = config();
+        let path = config.data_dir.join("wal");
+        config
+            .disk
+            .remove(&config.data_dir.join("store-000001.db"))
+            .unwrap();
+        for name in names(&config, "wal") {
+            config.disk.remove(&path.join(name)).unwrap();
+        }
+        let wal_config = || WalConfig {
+            segment_bytes: 64 << 10,
+            prepare_in_background: false,
+            ..WalConfig::default()
+        };
+        let started = start::open(&config, wal_config()).unwrap();
+        let (mut wal, log) = (started.wal, started.replayed.log);
+        for index in log.last() + 1..20 {
+            let mut group = Group::new();
+            let entry = Entry {
+                index,
+                term: 2,
+                data: vec![1; 9000].into(),
+                ..Entry::default()
+            };
+            record::push_entry(&mut group, &entry).unwrap();
+            wal.commit(&mut group).unwrap();
+        }
+        drop(wal);
+        let mut segments = names(&config, "wal");
+        segments.retain(|name| name.ends_with(".wal"));
+        assert!(segments.len() >= 3, "{segments:?}");
+        config.disk.remove(&path.join(&segments[missing])).unwrap();
+        let Err(error) = start::open(&config, wal_config()) else {
+            panic!("it starts without {}", segments[missing])
+        };
+        let is_known = error.is_damage() || matches!(error, RaftError::Inconsistent(_));
+        assert!(is_known, "{error}");
+    }
 }
