@@ -16,10 +16,13 @@ use varve_engine::backend::{Applied, Lookahead, Upkeep, VacuumExtent};
 use varve_engine::mutations::{Mutation, is_on};
 use varve_engine::mvcc::{BatchOptions, CommandResponse, LiveEvents, Reply, Store, View, WriteTxn};
 use varve_engine::wal::WalReader;
-use varve_types::{ApiError, Command, Commands};
+use varve_types::{
+    AlarmKind, AlarmRequest, AlarmResponse, ApiError, Command, Commands, MemberAttributes,
+};
 
 use crate::change::Tagged;
 use crate::changes::AppliedChange;
+use crate::corruption::{Mark, State};
 use crate::entry;
 use crate::error::RaftError;
 use crate::io::{EntryData, ToApply};
@@ -49,6 +52,8 @@ pub(crate) struct Applier {
     upkeep: Upkeep,
     /// Answers to hand out once the batch is published.
     answers: Vec<Answer>,
+    /// The leader's state, if it is to be compared and was not yet.
+    to_compare: Option<(u64, Mark)>,
 }
 
 /// The answers to one proposal of a batch.
@@ -71,6 +76,8 @@ pub(crate) struct AppliedBatch {
     pub(crate) membership: Option<Arc<Membership>>,
     /// What was changed, in order.
     pub(crate) changes: Vec<AppliedChange>,
+    /// The state that the store came to.
+    pub(crate) state: State,
     /// To be answered once the members are known to all who may be asked next.
     pub(crate) answers: Vec<ChangeAnswer>,
 }
@@ -99,6 +106,7 @@ impl Applier {
             applied,
             upkeep: Upkeep::default(),
             answers: Vec::new(),
+            to_compare: None,
         }
     }
 
@@ -176,6 +184,7 @@ impl Applier {
             Some((sink, outcome))
         });
         let change_answers = change_answers.collect();
+        let state = state_of(&published.view);
         self.answer(&mut done, published.events, published.view, term);
         self.metrics
             .commands_applied
@@ -186,6 +195,7 @@ impl Applier {
             index: applied.index,
             membership,
             changes,
+            state,
             answers: change_answers,
         })
     }
@@ -244,9 +254,31 @@ impl Applier {
             index: self.applied.index,
             membership: Some(self.membership.clone()),
             changes: Vec::new(),
+            state: state_of(&self.store.view()),
             answers: Vec::new(),
         };
         (old, batch)
+    }
+
+    /// Takes the leader's state, to be compared once this store is as far. One at a time.
+    pub(crate) fn compare(&mut self, from: u64, mark: Mark) {
+        self.to_compare.get_or_insert((from, mark));
+    }
+
+    /// What this store has where the leader's state is of, if it is as far: whom to
+    /// tell, and what. Nothing of what is compacted.
+    pub(crate) fn compared(&mut self) -> Option<(u64, Mark)> {
+        let applied = self.applied.index;
+        let (to, mark) = self.to_compare.take_if(|(_, mark)| mark.index <= applied)?;
+        let view = self.store.view();
+        let mut state = state_of(&view);
+        let revision = mark.state.revision;
+        if applied > mark.index && revision <= state.revision {
+            // A damaged store says so to whoever reads it.
+            let hash = view.hash_at(revision).ok()?;
+            state = State { revision, hash };
+        }
+        Some((to, Mark { state, ..mark }))
     }
 
     /// Whether compacted history is still to be removed.
@@ -269,6 +301,13 @@ impl Applier {
     /// command came for a while.
     pub(crate) fn maintain(&mut self, now: Instant, idle: bool) -> Result<bool, RaftError> {
         Ok(self.store.tidy(&mut self.upkeep, now, idle)?)
+    }
+}
+
+fn state_of(view: &View) -> State {
+    State {
+        revision: view.revision(),
+        hash: view.hash(),
     }
 }
 
@@ -338,6 +377,14 @@ impl Batch<'_> {
                         result,
                     }
                 }
+                Ok(Command::Alarm(request)) => Reply {
+                    revision: txn.revision(),
+                    result: self.alarm(&request),
+                },
+                Ok(_) if self.is_corrupt() => Reply {
+                    revision: txn.revision(),
+                    result: Err(ApiError::Corrupt),
+                },
                 Ok(command) => txn.apply(&command)?,
                 Err(_) => Reply {
                     revision: txn.revision(),
@@ -359,6 +406,11 @@ impl Batch<'_> {
             txn.look_ahead(ahead);
             match Command::decode_body(opcode, body) {
                 Ok(Command::MemberAttributes(attributes)) => self.publish_member(attributes),
+                Ok(Command::Alarm(request)) => {
+                    // Refused alike by every member; whoever asked does not wait.
+                    let _ = self.alarm(&request);
+                }
+                Ok(_) if self.is_corrupt() => {}
                 Ok(command) => txn.apply_silent(&command)?,
                 Err(_) => {}
             }
@@ -388,7 +440,23 @@ impl Batch<'_> {
         self.outcomes.push((place, outcome));
     }
 
-    fn publish_member(&mut self, attributes: varve_types::MemberAttributes) {
+    /// Whether the members' states differ: then nothing is written, as in etcd.
+    fn is_corrupt(&self) -> bool {
+        let members = self.changed.as_ref().unwrap_or(self.membership);
+        members.is_on(AlarmKind::Corrupt)
+    }
+
+    fn alarm(&mut self, request: &AlarmRequest) -> Result<CommandResponse, ApiError> {
+        let members = self.changed.get_or_insert_with(|| self.membership.clone());
+        let alarms = members.alarm(request)?;
+        for alarm in &alarms {
+            let (id, name) = (alarm.member_id, alarm.kind.name());
+            tracing::warn!("alarm {name} of member {id:x}: {:?}", request.action);
+        }
+        Ok(CommandResponse::Alarm(AlarmResponse { alarms }))
+    }
+
+    fn publish_member(&mut self, attributes: MemberAttributes) {
         let members = self.changed.get_or_insert_with(|| self.membership.clone());
         members.publish(attributes);
     }

@@ -76,6 +76,8 @@ pub struct Config {
     pub strict_reconfig_check: bool,
     /// How many learners the cluster may have.
     pub max_learners: usize,
+    /// How often the members' states are compared; zero for never.
+    pub corrupt_check_time: Duration,
 }
 
 impl std::fmt::Debug for Config {
@@ -118,6 +120,7 @@ impl Config {
             max_pending_bytes: 64 << 20,
             strict_reconfig_check: true,
             max_learners: 1,
+            corrupt_check_time: Duration::from_millis(500),
         }
     }
 

@@ -352,6 +352,10 @@ fn apply_loop(
                 }
             }
             ApplyJob::Install(loaded) => install(applier, *loaded, shared)?,
+            ApplyJob::Compare { from, mark } => applier.compare(from, mark),
+        }
+        if let Some((to, mark)) = applier.compared() {
+            let _ = shared.inputs.send(Input::Compared { to, mark });
         }
     }
 }
@@ -445,6 +449,7 @@ fn report(batch: AppliedBatch, shared: &Shared) {
         index,
         membership,
         changes,
+        state,
         answers,
     } = batch;
     if let Some(membership) = &membership {
@@ -457,6 +462,7 @@ fn report(batch: AppliedBatch, shared: &Shared) {
         index,
         membership,
         changes,
+        state,
     });
 }
 

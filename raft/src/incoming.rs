@@ -25,6 +25,8 @@ impl Replica {
                 }
                 return;
             }
+            Some(&wire::STATE) => return self.state_told(from, bytes),
+            Some(&wire::STATE_ANSWER) => return self.state_answered(from, bytes),
             _ => {}
         }
         let message = match wire::decode(bytes) {

@@ -8,6 +8,7 @@ use varve_engine::wal::{Committed, Group, Lsn};
 
 use crate::change::{Change, Tagged};
 use crate::changes::AppliedChange;
+use crate::corruption::{Mark, State};
 use crate::error::RaftError;
 use crate::loading::LoadedStore;
 use crate::log::Fetch;
@@ -36,6 +37,13 @@ pub(crate) enum Input {
         index: u64,
         membership: Option<Arc<Membership>>,
         changes: Vec<AppliedChange>,
+        /// The state that the store came to.
+        state: State,
+    },
+    /// What this member has where the leader's state is of.
+    Compared {
+        to: u64,
+        mark: Mark,
     },
     /// A client asks for a change of the membership.
     Change(Change, Box<dyn ChangeSink>),
@@ -97,6 +105,11 @@ pub(crate) enum ApplyJob {
     Entries(Vec<ToApply>),
     /// Goes on with a store that another member sent.
     Install(Box<LoadedStore>),
+    /// Compares the leader's state with this member's, once that is as far.
+    Compare {
+        from: u64,
+        mark: Mark,
+    },
 }
 
 /// What is to be done now, in any order but for `writes` and `apply` in theirs.

@@ -9,6 +9,7 @@ mod apply;
 mod change;
 mod changes;
 mod config;
+mod corruption;
 mod defragment;
 mod disk_watch;
 mod driver;

@@ -1,9 +1,11 @@
 //! Who the members of the cluster are, and which of them vote.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raft::eraftpb::ConfState;
-use varve_types::{ApiError, DecodeError, MemberAttributes, Reader};
+use varve_types::{
+    Alarm, AlarmAction, AlarmKind, AlarmRequest, ApiError, DecodeError, MemberAttributes, Reader,
+};
 
 use crate::change::Change;
 use crate::identity;
@@ -48,6 +50,8 @@ pub struct Membership {
     members: BTreeMap<u64, Member>,
     /// Who was a member and never will be again, the newest last.
     removed: Vec<u64>,
+    /// What is wrong with members.
+    alarms: BTreeSet<Alarm>,
 }
 
 impl Membership {
@@ -76,6 +80,54 @@ impl Membership {
             }
             None => false,
         }
+    }
+
+    /// The alarms that are on, by member.
+    pub fn alarms(&self) -> impl Iterator<Item = &Alarm> {
+        self.alarms.iter()
+    }
+
+    /// Whether this alarm is on for this member.
+    pub fn has_alarm(&self, member_id: u64, kind: AlarmKind) -> bool {
+        self.alarms.contains(&Alarm { member_id, kind })
+    }
+
+    /// Whether the alarm CORRUPT names this member.
+    pub fn is_corrupt(&self, id: u64) -> bool {
+        self.has_alarm(id, AlarmKind::Corrupt)
+    }
+
+    /// Whether this alarm is on for any.
+    pub fn is_on(&self, kind: AlarmKind) -> bool {
+        self.alarms.iter().any(|alarm| alarm.kind == kind)
+    }
+
+    /// Does what is asked for about alarms; the ones that it was about. One that is
+    /// raised is of a member, or of 0.
+    pub fn alarm(&mut self, request: &AlarmRequest) -> Result<Vec<Alarm>, ApiError> {
+        let id = request.member_id;
+        match (request.action, request.kind) {
+            (AlarmAction::Activate, Some(kind)) if id == 0 || self.get(id).is_some() => {
+                let alarm = Alarm {
+                    member_id: id,
+                    kind,
+                };
+                self.alarms.insert(alarm);
+                Ok(vec![alarm])
+            }
+            (AlarmAction::Activate, _) => Err(ApiError::MemberNotFound),
+            (AlarmAction::Get, _) => Ok(self.matching(request)),
+            (AlarmAction::Deactivate, _) => {
+                let ended = self.matching(request);
+                self.alarms.retain(|alarm| !request.matches(alarm));
+                Ok(ended)
+            }
+        }
+    }
+
+    fn matching(&self, request: &AlarmRequest) -> Vec<Alarm> {
+        let alarms = self.alarms.iter().copied();
+        alarms.filter(|alarm| request.matches(alarm)).collect()
     }
 
     /// The members that vote, by ascending id.
@@ -161,6 +213,7 @@ impl Membership {
     /// Removes a member for good.
     fn forget(&mut self, id: u64) {
         self.members.remove(&id);
+        self.alarms.retain(|alarm| alarm.member_id != id);
         self.removed.push(id);
         if self.removed.len() > MAX_REMOVED {
             self.removed.remove(0);
@@ -196,7 +249,8 @@ impl Membership {
 
     /// Appends the encoding: `[u32 count]`, then for each member
     /// `[u64 id][u8 flags][name][u32 count, peer URLs][u32 count, client URLs]`,
-    /// strings with a `u32` length; then `[u32 count]` and the ids of those removed.
+    /// strings with a `u32` length; then `[u32 count]` and the ids of those removed; then,
+    /// if there are any, `[u32 count]` and the alarms.
     /// Flags: 1 a learner, 2 one that gets its vote by itself.
     pub fn encode(&self, out: &mut Vec<u8>) {
         put_u32(out, self.members.len());
@@ -214,6 +268,12 @@ impl Membership {
         put_u32(out, self.removed.len());
         for id in &self.removed {
             out.extend_from_slice(&id.to_le_bytes());
+        }
+        if !self.alarms.is_empty() {
+            put_u32(out, self.alarms.len());
+            for alarm in &self.alarms {
+                alarm.encode(out);
+            }
         }
     }
 
@@ -246,6 +306,12 @@ impl Membership {
             let count = reader.count(8, "removed count")?;
             membership.removed = (0..count)
                 .map(|_| reader.u64("removed member"))
+                .collect::<Result<_, _>>()?;
+        }
+        if reader.remaining() > 0 {
+            let count = reader.count(Alarm::BYTES, "alarm count")?;
+            membership.alarms = (0..count)
+                .map(|_| Alarm::decode(reader))
                 .collect::<Result<_, _>>()?;
         }
         Ok(membership)
@@ -391,6 +457,46 @@ mod tests {
         assert_eq!(members.voters().map(|m| m.id).collect::<Vec<_>>(), [2]);
         // Once more it finds nobody to replace.
         assert_eq!(members.change(&alone), Err(ApiError::MemberNotFound));
+    }
+
+    #[test]
+    fn alarms_are_raised_listed_and_ended() {
+        let mut members = example();
+        let request = |action, member_id, kind| AlarmRequest {
+            action,
+            member_id,
+            kind,
+        };
+        let (corrupt, full) = (AlarmKind::Corrupt, AlarmKind::NoSpace);
+        for (id, kind) in [(1, corrupt), (2, corrupt), (2, full), (0, corrupt)] {
+            let raised = members.alarm(&request(AlarmAction::Activate, id, Some(kind)));
+            assert_eq!(raised.unwrap().len(), 1);
+        }
+        let unknown = request(AlarmAction::Activate, 9, Some(corrupt));
+        assert_eq!(members.alarm(&unknown), Err(ApiError::MemberNotFound));
+        let listed = |members: &mut Membership, id, kind| {
+            members
+                .alarm(&request(AlarmAction::Get, id, kind))
+                .unwrap()
+                .len()
+        };
+        assert_eq!(listed(&mut members, 0, None), 4);
+        assert_eq!(listed(&mut members, 2, None), 2);
+        assert_eq!(listed(&mut members, 0, Some(corrupt)), 3);
+        assert!(members.is_corrupt(1) && !members.is_corrupt(9));
+        let mut bytes = Vec::new();
+        members.encode(&mut bytes);
+        let mut reader = Reader::new(&bytes);
+        assert_eq!(Membership::decode(&mut reader).unwrap(), members);
+        reader.finish().unwrap();
+        // They go with their member.
+        members.change(&Change::Remove(2)).unwrap();
+        assert_eq!(listed(&mut members, 0, None), 2);
+        members
+            .alarm(&request(AlarmAction::Deactivate, 0, None))
+            .unwrap();
+        assert_eq!(listed(&mut members, 0, None), 0);
+        assert!(!members.is_on(corrupt));
     }
 
     #[test]

@@ -63,6 +63,10 @@ pub struct Metrics {
     pub has_leader: AtomicBool,
     /// Whether this member is it.
     pub is_leader: AtomicBool,
+    /// Comparisons of the members' states that this member began as leader.
+    pub state_checks: AtomicU64,
+    /// Answers to them after which the members were not all the same.
+    pub state_mismatches: AtomicU64,
     /// Rounds of ReadIndex.
     pub read_rounds: AtomicU64,
     /// Reads that timed out or were refused.

@@ -255,6 +255,10 @@ fn settings(config: &Config, member_id: u64) -> Settings {
         incarnation: random(),
         strict_reconfig: config.strict_reconfig_check,
         max_learners: config.max_learners,
+        corrupt_check_ticks: match config.corrupt_check_time {
+            Duration::ZERO => 0,
+            time => config.ticks(time),
+        },
     }
 }
 
@@ -468,6 +472,12 @@ impl NodeHandle {
         let found = noted.or_else(|| shared.known_damage().first);
         errors.extend(found.map(|found| format!("DAMAGED: {found}")));
         errors.extend(shared.failure());
+        let members = shared.membership.load();
+        errors.extend(
+            members
+                .alarms()
+                .map(|alarm| format!("memberID:{} alarm:{} ", alarm.member_id, alarm.kind.name())),
+        );
         Status {
             member_id: shared.identity.member_id,
             cluster_id: shared.identity.cluster_id,
@@ -557,6 +567,11 @@ impl NodeHandle {
         {
             sink.done(Err(ApiError::Stopped));
         }
+    }
+
+    /// Whether the alarm CORRUPT names this member: it is not to serve.
+    pub fn is_corrupt(&self) -> bool {
+        self.shared.is_corrupt()
     }
 
     /// Hands in that another member says that this one has been removed.

@@ -99,6 +99,11 @@ impl InFlight {
         }
     }
 
+    /// Hands the applier something beside the entries.
+    pub(crate) fn push_job(&mut self, job: ApplyJob) {
+        self.jobs.push(job);
+    }
+
     fn group(&mut self) -> Group {
         self.spare.pop().unwrap_or_default()
     }

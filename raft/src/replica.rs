@@ -23,6 +23,7 @@ use varve_engine::mutations::{Mutation, is_on};
 use varve_types::ApiError;
 
 use crate::changes::{AppliedChange, Changes};
+use crate::corruption::{Corruption, Mark};
 use crate::disk_watch::DiskWatch;
 use crate::error::RaftError;
 use crate::io::{Input, Output};
@@ -70,6 +71,8 @@ pub(crate) struct Settings {
     /// Whether changes of the membership that endanger the quorum are refused.
     pub(crate) strict_reconfig: bool,
     pub(crate) max_learners: usize,
+    /// Between two comparisons of the members' states; 0 for none.
+    pub(crate) corrupt_check_ticks: u64,
 }
 
 /// From 1.1 to 1.4 election timeouts. Under 1, others would not listen, as they
@@ -109,6 +112,7 @@ pub(crate) struct Replica {
     pub(crate) reads: ReadIndex,
     pub(crate) transfers: Transfers,
     pub(crate) disk: DiskWatch,
+    pub(crate) corruption: Corruption,
     /// Of the store file in use or about to be.
     pub(crate) store: u64,
     pub(crate) tick: u64,
@@ -191,6 +195,7 @@ impl Replica {
             proposals: Proposals::new(id, incarnation, timeout, 2 * settings.heartbeat_ticks),
             reads: ReadIndex::new(id, incarnation, timeout, settings.read_retry_ticks),
             transfers: Transfers::new(settings.election_ticks),
+            corruption: Corruption::new(settings.corrupt_check_ticks),
             changes: Changes::new(settings.incarnation, applied),
             disk: DiskWatch::new(settings.disk_limit_ticks),
             in_flight: InFlight::new(applied),
@@ -259,7 +264,12 @@ impl Replica {
                 index,
                 membership,
                 changes,
-            } => self.note_applied(index, membership, &changes),
+                state,
+            } => {
+                self.corruption.applied(Mark { index, state });
+                self.note_applied(index, membership, &changes);
+            }
+            Input::Compared { to, mark } => self.compared(to, mark),
             Input::Change(change, sink) => self.ask_change(change, sink),
             Input::MoveLeader(to, sink) => self.move_leader(to, sink),
             Input::Removed => self.note_removed(),
@@ -329,6 +339,7 @@ impl Replica {
             self.raw.tick();
         }
         self.tick_changes();
+        self.tick_corruption();
         self.proposals.expire(self.tick);
         self.reads.expire(self.tick);
     }
@@ -516,6 +527,9 @@ impl Replica {
                 .get(self.settings.member_id)
                 .is_some_and(|member| member.is_learner),
             is_removed: self.changes.is_removed,
+            is_corrupt: self.is_corrupt(),
+            state_checks: self.corruption.checks,
+            state_mismatches: self.corruption.mismatches,
             last_index: raft.raft_log.last_index(),
             commit_index: raft.raft_log.committed,
             applied_index: self.applied,

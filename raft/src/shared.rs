@@ -79,6 +79,7 @@ struct SharedStatus {
     last_index: AtomicU64,
     is_learner: AtomicBool,
     is_removed: AtomicBool,
+    is_corrupt: AtomicBool,
 }
 
 impl Shared {
@@ -131,6 +132,9 @@ impl Shared {
         self.status
             .is_learner
             .store(status.is_learner, Ordering::Relaxed);
+        self.status
+            .is_corrupt
+            .store(status.is_corrupt, Ordering::Relaxed);
         // Never back: a replica that stopped says nothing.
         if status.is_removed {
             self.status.is_removed.store(true, Ordering::Relaxed);
@@ -157,6 +161,12 @@ impl Shared {
         metrics
             .read_rounds
             .store(status.read_rounds, Ordering::Relaxed);
+        metrics
+            .state_checks
+            .store(status.state_checks, Ordering::Relaxed);
+        metrics
+            .state_mismatches
+            .store(status.state_mismatches, Ordering::Relaxed);
         metrics
             .leader_changes
             .store(status.leader_changes, Ordering::Relaxed);
@@ -216,6 +226,10 @@ impl Shared {
 
     pub(crate) fn is_learner(&self) -> bool {
         self.status.is_learner.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_corrupt(&self) -> bool {
+        self.status.is_corrupt.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_removed(&self) -> bool {

@@ -34,6 +34,10 @@ pub(crate) struct ReplicaStatus {
     pub(crate) is_leader: bool,
     pub(crate) is_learner: bool,
     pub(crate) is_removed: bool,
+    /// Whether its state differs from the others'.
+    pub(crate) is_corrupt: bool,
+    pub(crate) state_checks: u64,
+    pub(crate) state_mismatches: u64,
     pub(crate) last_index: u64,
     pub(crate) commit_index: u64,
     pub(crate) applied_index: u64,

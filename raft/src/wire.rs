@@ -1,5 +1,6 @@
 //! Messages between replicas as bytes. The first byte tells their kind: Raft's own,
-//! a change of the membership, or the refusal of one. Raft's own:
+//! a change of the membership or the refusal of one, a state to compare or the answer
+//! to it. Raft's own:
 //!
 //! `[u8 version = 1][u8 type][u8 flags][u8 0]`, nine `u64` and one `i64` (to,
 //! from, term, log term, index, commit, commit term, reject hint, request
@@ -21,6 +22,10 @@ const VERSION: u8 = 1;
 pub(crate) const CHANGE: u8 = 2;
 /// First byte of the leader's refusal: `[u64 number][u16 error]` follow.
 pub(crate) const REFUSAL: u8 = 3;
+/// First byte of the leader's state, to be compared, and of the answer to it (see
+/// [`crate::corruption`]): `[u64 index][i64 revision][u128 hash]` follow.
+pub(crate) const STATE: u8 = 4;
+pub(crate) const STATE_ANSWER: u8 = 5;
 const FLAG_REJECT: u8 = 1;
 const FLAG_SNAPSHOT: u8 = 2;
 const FIXED_BYTES: usize = 4 + 10 * 8 + 4 + 4;

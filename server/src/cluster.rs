@@ -26,6 +26,14 @@ impl Service {
         if self.is_draining() {
             return Some(WireError::shutting_down());
         }
+        // What is known to be wrong is not served; whoever looks into it may ask.
+        let is_about_state = matches!(
+            opcode,
+            opcode::RANGE | opcode::TXN | opcode::WATCH | opcode::SNAPSHOT | opcode::SPACE
+        );
+        if is_about_state && self.node.is_corrupt() {
+            return Some(ApiError::Corrupt.into());
+        }
         let is_serializable_range =
             opcode == opcode::RANGE && body.first().is_some_and(|bits| bits & 1 != 0);
         let is_snapshot = matches!(opcode, opcode::SNAPSHOT | opcode::SNAPSHOT_CREDIT);

@@ -426,6 +426,7 @@ fn raft_config(config: &Config, data_dir: &DataDir, storage: &Storage) -> varve_
         snapshot_catchup_entries: config.snapshot_catchup_entries,
         snapshot_count: config.snapshot_count,
         scrub_interval: config.scrub_interval,
+        corrupt_check_time: config.corrupt_check_time,
         ..varve_raft::Config::new(
             data_dir.path(),
             Arc::clone(&storage.disk),

@@ -11,7 +11,7 @@ use varve_protocol::{
     StatusResponse, WireError,
 };
 use varve_raft::{NodeHandle, is_damaged_store};
-use varve_types::{ApiError, ResponseHeader};
+use varve_types::{AlarmRequest, AlarmResponse, ApiError, ResponseHeader};
 
 use crate::metrics::Metrics;
 use crate::rate_limit::LogLimit;
@@ -125,6 +125,15 @@ impl Service {
             cluster_version: VERSION.to_owned(),
             member_name: self.name.clone(),
             max_request_bytes: self.limits.request_bytes as u64,
+        }
+    }
+
+    /// The alarms that `request` is about.
+    pub fn alarms(&self, request: &AlarmRequest) -> AlarmResponse {
+        let members = self.node.members();
+        let alarms = members.alarms().filter(|alarm| request.matches(alarm));
+        AlarmResponse {
+            alarms: alarms.copied().collect(),
         }
     }
 

@@ -123,7 +123,7 @@ pub fn reply_bytes(command: &Command<'_>, value_bytes: usize) -> usize {
         Command::Put(put) => put_bytes(put, value_bytes),
         Command::DeleteRange(delete) => delete_bytes(delete, value_bytes),
         Command::Txn(txn) => txn_bytes(txn, value_bytes),
-        Command::Compaction(_) | Command::MemberAttributes(_) => 0,
+        Command::Compaction(_) | Command::MemberAttributes(_) | Command::Alarm(_) => 0,
     };
     bytes.min(MAX_REPLY_BYTES)
 }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use varve_types::{ApiError, Command, DeleteRangeResponse, KeyValue, PutResponse, TxnResponse};
+use varve_types::{
+    AlarmResponse, ApiError, Command, DeleteRangeResponse, KeyValue, PutResponse, TxnResponse,
+};
 
 use super::check::MvccReport;
 use super::compaction;
@@ -34,6 +36,8 @@ pub enum CommandResponse {
     Compaction,
     /// To a member's publishing of itself.
     MemberAttributes,
+    /// To a request about alarms, which the layer above keeps.
+    Alarm(AlarmResponse),
 }
 
 /// What a command came to.
@@ -253,6 +257,8 @@ impl WriteTxn<'_> {
                 writer.batch.put(META, &name, &body)?;
                 CommandResponse::MemberAttributes
             }
+            // Whoever knows members keeps them.
+            Command::Alarm(_) => return Err(ApiError::NotCapable.into()),
         })
     }
 

@@ -33,7 +33,7 @@ pub(super) fn check_shape(command: &Command<'_>) -> Result<()> {
         Command::Put(put) => check_put(put),
         Command::DeleteRange(delete) => check_delete(delete),
         Command::Txn(txn) => check_txn(txn),
-        Command::Compaction(_) | Command::MemberAttributes(_) => Ok(()),
+        Command::Compaction(_) | Command::MemberAttributes(_) | Command::Alarm(_) => Ok(()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the Raft log carries: requests that change the store.
 
 use crate::codec::{DecodeError, Reader, put_bytes, put_count};
-use crate::{CompactionRequest, Compare, DeleteRangeRequest, PutRequest, TxnRequest};
+use crate::{AlarmRequest, CompactionRequest, Compare, DeleteRangeRequest, PutRequest, TxnRequest};
 
 /// Numbers of the requests, the same on the wire and in the log.
 #[allow(missing_docs)]
@@ -13,6 +13,7 @@ pub mod opcode {
     pub const COMPACTION: u8 = 5;
     /// Only in the log: a member publishes its name and client URLs.
     pub const MEMBER_ATTRIBUTES: u8 = 6;
+    pub const ALARM: u8 = 7;
 }
 
 /// What a member says of itself once it runs.
@@ -39,6 +40,8 @@ pub enum Command<'a> {
     Compaction(CompactionRequest),
     /// A member publishes itself.
     MemberAttributes(MemberAttributes),
+    /// An alarm is raised or ended.
+    Alarm(AlarmRequest),
 }
 
 impl<'a> Command<'a> {
@@ -50,6 +53,7 @@ impl<'a> Command<'a> {
             Self::Txn(_) => opcode::TXN,
             Self::Compaction(_) => opcode::COMPACTION,
             Self::MemberAttributes(_) => opcode::MEMBER_ATTRIBUTES,
+            Self::Alarm(_) => opcode::ALARM,
         }
     }
 
@@ -60,6 +64,7 @@ impl<'a> Command<'a> {
             Self::DeleteRange(delete) => delete.encode(out),
             Self::Txn(txn) => txn.encode(out),
             Self::Compaction(compaction) => compaction.encode(out),
+            Self::Alarm(alarm) => alarm.encode(out),
             Self::MemberAttributes(member) => {
                 out.extend_from_slice(&member.member_id.to_le_bytes());
                 put_bytes(out, member.name.as_bytes());
@@ -106,6 +111,7 @@ impl<'a> Command<'a> {
                     client_urls,
                 })
             }
+            opcode::ALARM => Self::Alarm(AlarmRequest::decode(&mut reader)?),
             _ => return Err(reader.error("opcode")),
         };
         reader.finish()?;

@@ -6,6 +6,7 @@
 //! Integers are little-endian and fixed in width; byte strings carry a `u32`
 //! length. Field meanings and defaults follow etcd's `rpc.proto`.
 
+mod alarm;
 mod codec;
 mod command;
 mod error;
@@ -14,6 +15,7 @@ mod request;
 mod response;
 mod view;
 
+pub use alarm::{Alarm, AlarmAction, AlarmKind, AlarmRequest, AlarmResponse};
 pub use codec::{DecodeError, Reader, flags, put_bytes, put_count, put_i64};
 pub use command::{Command, Commands, MemberAttributes, opcode, push_command};
 pub use error::ApiError;

@@ -154,6 +154,7 @@ fn all_seeds(
                 steps: arguments.steps,
                 profile: arguments.profile,
                 verbose: arguments.verbose,
+                members_compare: false,
             });
             if report.violation.is_some() {
                 stop.store(true, Ordering::Relaxed);

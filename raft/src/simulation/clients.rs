@@ -95,7 +95,9 @@ fn outcome_of(Reply { revision, result }: Reply) -> Outcome {
             _ => Outcome::Failed(format!("{txn:?}")),
         },
         Ok(CommandResponse::Compaction) => Outcome::Compacted,
-        Ok(CommandResponse::MemberAttributes) => Outcome::Failed("another reply".to_owned()),
+        Ok(CommandResponse::MemberAttributes | CommandResponse::Alarm(_)) => {
+            Outcome::Failed("another reply".to_owned())
+        }
     }
 }
 

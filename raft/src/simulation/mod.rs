@@ -57,6 +57,8 @@ pub struct Options {
     pub profile: Option<Profile>,
     /// Whether everything that happens is told on standard error.
     pub verbose: bool,
+    /// Whether it is left to the members' own comparison to find states that differ.
+    pub members_compare: bool,
 }
 
 impl Options {
@@ -67,6 +69,7 @@ impl Options {
             steps: DEFAULT_STEPS,
             profile: None,
             verbose: false,
+            members_compare: false,
         }
     }
 }
@@ -94,6 +97,7 @@ pub fn run(options: Options) -> Report {
     let mut world = None;
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let world = world.insert(World::new(options.seed, profile, options.verbose));
+        world.members_compare = options.members_compare;
         while world.steps < options.steps {
             world.step();
         }

@@ -107,6 +107,7 @@ impl Node {
             catchup_bytes: 1 << 20,
             strict_reconfig: config.strict_reconfig_check,
             max_learners: config.max_learners,
+            corrupt_check_ticks: heartbeat,
             incarnation,
         };
         let reader = started.wal.reader();
@@ -259,6 +260,14 @@ impl Node {
             self.report(batch);
             return Ok(Applied::Install);
         }
+        while let Some(ApplyJob::Compare { from, mark }) = self.jobs.front() {
+            self.applier.compare(*from, *mark);
+            self.jobs.pop_front();
+            self.tell_compared();
+        }
+        if self.jobs.is_empty() && self.entries.is_empty() {
+            return Ok(applied);
+        }
         while let Some(ApplyJob::Entries(_)) = self.jobs.front()
             && let Some(ApplyJob::Entries(more)) = self.jobs.pop_front()
         {
@@ -287,7 +296,15 @@ impl Node {
             index: batch.index,
             membership: batch.membership,
             changes: batch.changes,
+            state: batch.state,
         });
+        self.tell_compared();
+    }
+
+    fn tell_compared(&mut self) {
+        if let Some((to, mark)) = self.applier.compared() {
+            self.inbox.push_back(Input::Compared { to, mark });
+        }
     }
 
     /// Does what goes on beside the commands, unless there is no space for it.

@@ -20,6 +20,7 @@ fn runs(profile: Profile, count: u64) -> Report {
             steps: STEPS,
             profile: Some(profile),
             verbose: false,
+            members_compare: false,
         });
         if let Some(violation) = report.violation {
             panic!(
@@ -136,6 +137,7 @@ fn seeds_that_failed_once() {
             steps,
             profile: Some(profile),
             verbose: false,
+            members_compare: false,
         });
         assert_eq!(report.violation, None, "seed {seed}");
     }
@@ -149,10 +151,36 @@ fn a_seed_gives_the_same_run_again() {
             steps: STEPS,
             profile: Some(profile),
             verbose: false,
+            members_compare: false,
         };
         let (first, again) = (run(options), run(options));
         assert_eq!(first, again, "{profile:?}");
         let other = run(Options { seed: 8, ..options });
         assert_ne!(first.digest, other.digest, "{profile:?}");
     }
+}
+
+/// Without what looks at all states from outside, the members' own comparison finds that one
+/// of them applied something else; and it names it where there is a majority.
+#[cfg(feature = "mutations")]
+#[test]
+fn members_find_that_they_differ() {
+    use varve_engine::mutations::{Mutation, switch_on};
+    switch_on(Some(Mutation::EntrySkipped));
+    let (mut found, mut named) = (0, 0);
+    for seed in seeds(12) {
+        let report = run(Options {
+            seed,
+            steps: STEPS,
+            profile: Some(Profile::Network),
+            verbose: false,
+            members_compare: true,
+        });
+        let violation = report.violation.unwrap_or_default();
+        let is_found = violation.contains("the members found that they differ");
+        found += u64::from(is_found);
+        named += u64::from(is_found && !violation.contains("member_id: 0,"));
+    }
+    switch_on(None);
+    assert!(found >= 6 && named >= 1, "{found} found, {named} named");
 }

@@ -92,6 +92,8 @@ pub(super) struct World {
     pub(super) steps: u64,
     pub(super) digest: DefaultHasher,
     verbose: bool,
+    /// Whether only the members' own comparison looks for states that differ.
+    pub(super) members_compare: bool,
 }
 
 impl World {
@@ -131,6 +133,7 @@ impl World {
             steps: 0,
             digest: DefaultHasher::new(),
             verbose,
+            members_compare: false,
             plan,
         };
         world.trace(|world| format!("{:?}", world.plan));
@@ -517,7 +520,15 @@ impl World {
 
     fn check_applied(&mut self, id: u64) {
         if let Some(node) = self.hosts.get(&id).and_then(|host| host.node.as_ref()) {
-            let checked = self.invariants.after_apply(node);
+            let mut checked = match self.members_compare {
+                true => Ok(()),
+                false => self.invariants.after_apply(node),
+            };
+            if let Some(alarm) = node.members().alarms().next() {
+                checked = checked.and(Err(format!(
+                    "the members found that they differ: {alarm:x?}"
+                )));
+            }
             self.demand(checked);
         }
     }

@@ -173,7 +173,7 @@ fn a_leader_sends_beside_its_own_write_and_applies_after_it() {
         .iter()
         .flat_map(|job| match job {
             ApplyJob::Entries(entries) => entries.iter().map(|entry| entry.index).collect(),
-            ApplyJob::Install(_) => vec![],
+            ApplyJob::Install(_) | ApplyJob::Compare { .. } => vec![],
         })
         .collect();
     assert_eq!(handed.last(), Some(&status.last_index));

@@ -93,6 +93,7 @@ impl Member {
             catchup_bytes: 1 << 20,
             strict_reconfig: config.strict_reconfig_check,
             max_learners: config.max_learners,
+            corrupt_check_ticks: 5,
             incarnation: boot_seed.wrapping_add(lives.wrapping_mul(0x9E37_79B9_7F4A_7C15)) >> 1,
         };
         let applied = started.store.view().applied().index;

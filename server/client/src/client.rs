@@ -13,8 +13,9 @@ use varve_protocol::{
     WatchRequest,
 };
 use varve_types::{
-    ApiError, CompactionRequest, DeleteRangeRequest, DeleteRangeResponse, KeyValue, PutRequest,
-    PutResponse, RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
+    AlarmAction, AlarmRequest, AlarmResponse, ApiError, CompactionRequest, DeleteRangeRequest,
+    DeleteRangeResponse, KeyValue, PutRequest, PutResponse, RangeRequest, RangeResponse,
+    ResponseHeader, TxnRequest, TxnResponse,
 };
 
 use crate::connection::{CallError, Connection};
@@ -221,6 +222,26 @@ impl Client {
     /// Gives a learner its vote, once it has nearly all of the log.
     pub async fn member_promote(&self, id: u64) -> Result<Answer<MemberListResponse>, ClientError> {
         let request = Request::MemberPromote(MemberIdRequest { id });
+        self.call(&request, Repeat::IfNotDone).await
+    }
+
+    /// The alarms that are on.
+    pub async fn alarm_list(&self) -> Result<Answer<AlarmResponse>, ClientError> {
+        let request = Request::Alarm(AlarmRequest {
+            action: AlarmAction::Get,
+            member_id: 0,
+            kind: None,
+        });
+        self.call(&request, Repeat::Freely).await
+    }
+
+    /// Ends all alarms; the ones that were on.
+    pub async fn alarm_disarm(&self) -> Result<Answer<AlarmResponse>, ClientError> {
+        let request = Request::Alarm(AlarmRequest {
+            action: AlarmAction::Deactivate,
+            member_id: 0,
+            kind: None,
+        });
         self.call(&request, Repeat::IfNotDone).await
     }
 

@@ -24,6 +24,7 @@ impl Joined for TxnResponse {}
 impl Joined for HelloResponse {}
 impl Joined for StatusResponse {}
 impl Joined for HashKvResponse {}
+impl Joined for varve_types::AlarmResponse {}
 impl Joined for MemberListResponse {}
 impl Joined for MemberAddResponse {}
 impl Joined for SpaceResponse {}

@@ -3,7 +3,7 @@
 //! Numbers are never reused. A reply carries the opcode of its request. Numbers
 //! below 16 are those of `varve_types::opcode`, shared with the Raft log.
 
-pub use varve_types::opcode::{COMPACTION, DELETE_RANGE, PUT, RANGE, TXN};
+pub use varve_types::opcode::{ALARM, COMPACTION, DELETE_RANGE, PUT, RANGE, TXN};
 
 /// Not a request: an error that concerns the whole connection.
 pub const CONNECTION: u8 = 0;
@@ -46,7 +46,7 @@ pub const SNAPSHOT: u8 = 71;
 /// Lets a snapshot send more.
 pub const SNAPSHOT_CREDIT: u8 = 72;
 
-// 48-63 leases, 69 and 73-79 alarms of a member, 80-95 users and roles, 96-111 locks and elections: kept free.
+// 48-63 leases, 69 and 73-79 maintenance, 80-95 users and roles, 96-111 locks and elections: kept free.
 
 /// First number of the peer port.
 pub const PEER_FIRST: u8 = 128;

@@ -221,6 +221,11 @@ proptest! {
             Request::Ping(varve_protocol::Empty),
             Request::Status(varve_protocol::Empty),
             Request::Defragment(varve_protocol::Empty),
+            Request::Alarm(varve_types::AlarmRequest {
+                action: varve_types::AlarmAction::Deactivate,
+                member_id: 7,
+                kind: Some(varve_types::AlarmKind::Corrupt),
+            }),
             Request::HashKv(HashKvRequest { revision: numbers[0] }),
             Request::MemberList(MemberListRequest { linearizable: bits[0] }),
             Request::Space(SpaceRequest {

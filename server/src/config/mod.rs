@@ -143,6 +143,8 @@ pub struct Config {
     /// `--scrub-interval`.
     pub scrub_interval: Duration,
     pub snapshot_catchup_entries: u64,
+    /// How often the members' states are compared; zero for never.
+    pub corrupt_check_time: Duration,
     /// Rate at which snapshots are sent to other members, in MiB a second; 0 is no limit.
     pub snapshot_rate_limit_mib: u64,
     pub max_request_bytes: u32,
@@ -190,6 +192,7 @@ impl Config {
             scrub_interval: Duration::ZERO,
             snapshot_catchup_entries: 0,
             snapshot_rate_limit_mib: 0,
+            corrupt_check_time: Duration::ZERO,
             max_request_bytes: 0,
             max_txn_ops: 0,
             max_connections: 0,

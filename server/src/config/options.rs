@@ -335,6 +335,16 @@ pub(super) const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        name: "corrupt-check-time",
+        group: Group::Storage,
+        default: "500ms",
+        help: "How often the members' states are compared by their hashes; 0s is never.",
+        set: |config, text| {
+            config.corrupt_check_time = duration(text)?;
+            Ok(())
+        },
+    },
+    Setting {
         name: "engine",
         group: Group::Storage,
         default: "btree",

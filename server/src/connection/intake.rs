@@ -11,7 +11,7 @@ use varve_protocol::{
     encode_reply, opcode,
 };
 use varve_raft::Proposal;
-use varve_types::{ApiError, Command};
+use varve_types::{AlarmAction, ApiError, Command};
 
 use super::Connection;
 use super::inbox::{MaintainedSink, Reads, ViewSink, WriteSink, Writes};
@@ -183,6 +183,13 @@ impl Connection {
                     batch.writes.physical.push(batch.writes.requests.len());
                 }
                 batch.push_write(header, Kind::Compaction, body, replies);
+            }
+            Request::Alarm(alarm) if alarm.action == AlarmAction::Get => {
+                batch.push_read(header, Kind::Other, body, false);
+            }
+            Request::Alarm(alarm) => {
+                let replies = self.check_write(&Command::Alarm(*alarm), body)?;
+                batch.push_write(header, Kind::Other, body, replies);
             }
             Request::Txn(txn) => {
                 let (read_only, local) = (txn.is_read_only(), txn.is_serializable());

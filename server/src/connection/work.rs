@@ -129,6 +129,10 @@ fn answer_read(
             encode_reply(out, opcode::MEMBER_LIST, id, &header, &service.members());
             Ok(())
         }
+        Ok(Request::Alarm(request)) => {
+            encode_reply(out, opcode, id, &header, &service.alarms(&request));
+            Ok(())
+        }
         Ok(Request::Space(request)) => {
             // Engines without sums go over the keys.
             match tokio::task::block_in_place(|| space(view, &request)) {
@@ -238,6 +242,7 @@ fn answer_write(
         Ok(CommandResponse::DeleteRange(delete)) => {
             encode_reply(out, opcode, id, &header, &delete);
         }
+        Ok(CommandResponse::Alarm(alarms)) => encode_reply(out, opcode, id, &header, &alarms),
         Ok(CommandResponse::Txn(txn)) => encode_reply(out, opcode, id, &header, &txn),
         Ok(CommandResponse::Compaction | CommandResponse::MemberAttributes) => {
             encode_reply(out, opcode, id, &header, &Empty);

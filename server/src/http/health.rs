@@ -1,4 +1,4 @@
-//! `/health`, with etcd's answers.
+//! `/health`, with etcd's answers: alarms first, then a read.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use hyper::StatusCode;
 use tokio::sync::oneshot;
 use varve_engine::mvcc::View;
 use varve_raft::ReadSink;
-use varve_types::ApiError;
+use varve_types::{AlarmKind, ApiError};
 
 use super::{JSON, Reply, reply};
 use crate::metrics::add;
@@ -16,13 +16,25 @@ use crate::service::Service;
 /// How long the read behind the answer may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Whether a read works; one that asks the leader, unless `?serializable=true`. And
-/// whether nothing was found damaged.
+/// Whether no alarm is on, but for those of `?exclude=`, and a read works; one that asks
+/// the leader, unless `?serializable=true`; and nothing was found damaged.
 pub(super) async fn health(service: &Service, query: &str) -> Reply {
     let serializable = query
         .split('&')
         .any(|pair| matches!(pair, "serializable=true" | "serializable=1"));
-    let checked = check(service, serializable).await;
+    let excluded = |name: &str| {
+        let mut given = query
+            .split('&')
+            .filter_map(|pair| pair.strip_prefix("exclude="));
+        given.any(|given| given == name)
+    };
+    let alarm = [AlarmKind::NoSpace, AlarmKind::Corrupt]
+        .into_iter()
+        .find(|kind| service.node.members().is_on(*kind) && !excluded(kind.name()));
+    let checked = match alarm {
+        Some(kind) => Err(format!("ALARM {}", kind.name())),
+        None => check(service, serializable).await,
+    };
     match checked.and_then(|()| check_damage(service)) {
         Ok(()) => {
             add(&service.metrics.health_success, 1);

@@ -105,6 +105,21 @@ fn raft(page: &mut Page, service: &Service) {
         "The total number of failed read indexes seen.",
         load(&metrics.reads_failed),
     );
+    page.counter(
+        "varve_state_checks_total",
+        "Comparisons of the members' states that this member began as leader.",
+        load(&metrics.state_checks),
+    );
+    page.counter(
+        "varve_state_mismatches_total",
+        "Answers to comparisons after which the members' states were not all the same.",
+        load(&metrics.state_mismatches),
+    );
+    page.gauge(
+        "varve_alarms",
+        "Alarms that are on.",
+        service.node.members().alarms().count(),
+    );
     page.gauge("varve_raft_term", "The Raft term.", status.term);
     page.counter(
         "varve_raft_read_rounds_total",

@@ -4,6 +4,7 @@
 //! `/readyz/NAME` asks for a single one. A lack of space fails none of them: reads go on.
 
 use hyper::StatusCode;
+use varve_types::AlarmKind;
 
 use super::{PLAIN, Reply, health, reply};
 use crate::service::Service;
@@ -11,7 +12,7 @@ use crate::service::Service;
 /// Something that a probe looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Check {
-    /// Nothing was found damaged.
+    /// The members' states do not differ, and nothing was found damaged.
     DataCorruption,
     /// The disk completes what is written to it.
     Disk,
@@ -42,8 +43,11 @@ impl Check {
             Self::NonLearner if service.node.is_learner() => {
                 Err("not supported for learner".to_owned())
             }
-            Self::Disk | Self::NonLearner => Ok(()),
+            Self::DataCorruption if service.node.members().is_on(AlarmKind::Corrupt) => {
+                Err("alarm activated: CORRUPT".to_owned())
+            }
             Self::DataCorruption => health::check_damage(service),
+            Self::Disk | Self::NonLearner => Ok(()),
             Self::SerializableRead => health::check(service, true).await,
             Self::LinearizableRead => health::check(service, false).await,
         }
@@ -66,8 +70,8 @@ impl Probe {
     const READY: Self = Self {
         name: "readyz",
         checks: &[
-            Check::Disk,
             Check::DataCorruption,
+            Check::Disk,
             Check::SerializableRead,
             Check::LinearizableRead,
             Check::NonLearner,

@@ -106,6 +106,7 @@ impl Model {
                 CommandResponse::Compaction
             }
             Command::MemberAttributes(_) => CommandResponse::MemberAttributes,
+            Command::Alarm(_) => return Err(ApiError::NotCapable),
         })
     }
 

@@ -18,9 +18,9 @@ pub use watch::{
 };
 
 use varve_types::{
-    CompactionRequest, CompareTarget, DecodeError, DeleteRangeRequest, DeleteRangeResponse,
-    PutRequest, PutResponse, RangeRequest, RangeResponse, Reader, RequestOp, ResponseHeader,
-    TxnRequest, TxnResponse,
+    AlarmRequest, AlarmResponse, CompactionRequest, CompareTarget, DecodeError, DeleteRangeRequest,
+    DeleteRangeResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, Reader, RequestOp,
+    ResponseHeader, TxnRequest, TxnResponse,
 };
 
 use crate::{Flags, Frame, RequestError, opcode};
@@ -83,6 +83,8 @@ requests! {
     Txn(TxnRequest<'a>) = opcode::TXN;
     /// Drop history.
     Compaction(CompactionRequest) = opcode::COMPACTION;
+    /// List, raise or end alarms.
+    Alarm(AlarmRequest) = opcode::ALARM;
     /// Who is there.
     Hello(HelloRequest<'a>) = opcode::HELLO;
     /// Is anyone there.
@@ -195,6 +197,7 @@ macro_rules! replies {
 
 replies!(
     Empty,
+    AlarmResponse,
     RangeResponse,
     PutResponse,
     DeleteRangeResponse,

@@ -72,6 +72,9 @@ pub(crate) enum Command {
     /// Endpoint related commands
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Endpoint(EndpointArgs),
+    /// Alarm related commands
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Alarm(AlarmArgs),
     /// Gives the free space of the endpoints' members back, while they serve
     Defrag(DefragArgs),
     /// Prints how many keys, and how many bytes of keys and their records, are under a prefix,
@@ -249,6 +252,21 @@ pub(crate) struct WatchArgs {
     pub(crate) interactive: bool,
     #[command(flatten)]
     pub(crate) target: WatchTarget,
+}
+
+/// Arguments of `alarm`.
+#[derive(Debug, Args)]
+pub(crate) struct AlarmArgs {
+    #[command(subcommand)]
+    pub(crate) command: AlarmCommand,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum AlarmCommand {
+    /// Lists all alarms
+    List,
+    /// Disarms all alarms
+    Disarm,
 }
 
 /// Arguments of `endpoint`.

@@ -1,5 +1,6 @@
 //! One file per command.
 
+mod alarm;
 mod compaction;
 mod defrag;
 pub(crate) mod del;
@@ -35,6 +36,7 @@ pub(crate) async fn run(command: Command, settings: Settings) -> Result<(), Fail
         Command::Compaction(args) => compaction::run(&args, &settings).await,
         Command::Watch(args) => watch::run(args, &settings).await,
         Command::Endpoint(args) => endpoint::run(&args, &settings).await,
+        Command::Alarm(args) => alarm::run(&args, &settings).await,
         Command::Defrag(args) => defrag::run(&args, &settings).await,
         Command::Space(args) => space::run(&args, &settings).await,
         Command::Member(args) => member::run(&args, &settings).await,

@@ -5,8 +5,8 @@ use std::fmt::Display;
 use varve_client::Answer;
 use varve_protocol::{HashKvResponse, MemberListResponse, StatusResponse};
 use varve_types::{
-    DeleteRangeResponse, EventKind, KeyValue, PutResponse, RangeResponse, ResponseHeader,
-    ResponseOp, TxnResponse,
+    AlarmResponse, DeleteRangeResponse, EventKind, KeyValue, PutResponse, RangeResponse,
+    ResponseHeader, ResponseOp, TxnResponse,
 };
 
 use super::{At, Health, SnapshotStatus, WatchNews};
@@ -187,6 +187,17 @@ pub(super) fn snapshot_status(status: &SnapshotStatus) -> Vec<u8> {
     lines.field("Revision", status.revision);
     lines.field("Keys", status.total_keys);
     lines.field("Size", status.total_size);
+    lines.done()
+}
+
+pub(super) fn alarm(answer: &Answer<AlarmResponse>) -> Vec<u8> {
+    let mut lines = Lines::default();
+    lines.header(&answer.header);
+    for alarm in &answer.body.alarms {
+        lines.field("MemberID", alarm.member_id);
+        lines.field("AlarmType", alarm.kind.name());
+        lines.blank();
+    }
     lines.done()
 }
 

@@ -10,8 +10,8 @@ use varve_protocol::{
     HashKvResponse, Member, MemberAddResponse, MemberListResponse, SpaceLine, StatusResponse,
 };
 use varve_types::{
-    DeleteRangeResponse, Event, EventKind, KeyValue, PutResponse, RangeResponse, ResponseHeader,
-    ResponseOp, TxnResponse,
+    AlarmResponse, DeleteRangeResponse, Event, EventKind, KeyValue, PutResponse, RangeResponse,
+    ResponseHeader, ResponseOp, TxnResponse,
 };
 
 use super::{At, Health, WatchNews};
@@ -410,6 +410,31 @@ pub(super) fn status(list: &[At<StatusResponse>]) -> Vec<u8> {
         },
     });
     line(&list.collect::<Vec<_>>())
+}
+
+#[derive(serde::Serialize)]
+struct AlarmOf {
+    #[serde(rename = "memberID", skip_serializing_if = "is_empty")]
+    member_id: u64,
+    alarm: u8,
+}
+
+#[derive(serde::Serialize)]
+struct Alarms {
+    header: Header,
+    #[serde(skip_serializing_if = "no_items")]
+    alarms: Vec<AlarmOf>,
+}
+
+pub(super) fn alarm(answer: &Answer<AlarmResponse>) -> Vec<u8> {
+    let alarms = answer.body.alarms.iter().map(|alarm| AlarmOf {
+        member_id: alarm.member_id,
+        alarm: alarm.kind as u8,
+    });
+    line(&Alarms {
+        header: (&answer.header).into(),
+        alarms: alarms.collect(),
+    })
 }
 
 #[derive(serde::Serialize)]

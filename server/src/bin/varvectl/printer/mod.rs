@@ -12,7 +12,8 @@ use varve_protocol::{
     HashKvResponse, MemberAddResponse, MemberListResponse, SpaceLine, StatusResponse,
 };
 use varve_types::{
-    DeleteRangeResponse, Event, PutResponse, RangeResponse, ResponseHeader, TxnResponse,
+    AlarmResponse, DeleteRangeResponse, Event, PutResponse, RangeResponse, ResponseHeader,
+    TxnResponse,
 };
 
 use crate::failure::{EXIT_BAD_FEATURE, Failure};
@@ -245,6 +246,15 @@ impl Printer {
             Format::Table => table::space(lines, self.hex).render(),
             _ => self.simple(false).space(lines),
         }
+    }
+
+    pub(crate) fn alarm(&self, answer: &Answer<AlarmResponse>) -> Printed {
+        Ok(match self.format {
+            Format::Simple { .. } => simple::alarm(&answer.body),
+            Format::Json => json::alarm(answer),
+            Format::Fields => fields::alarm(answer),
+            Format::Table => return no_table(),
+        })
     }
 
     pub(crate) fn hash_kv(&self, list: &[At<HashKvResponse>]) -> Vec<u8> {

@@ -3,13 +3,25 @@
 use varve_client::Answer;
 use varve_protocol::{MemberAddResponse, SpaceLine};
 use varve_types::{
-    DeleteRangeResponse, EventKind, KeyValue, PutResponse, RangeResponse, ResponseHeader,
-    ResponseOp, TxnResponse,
+    AlarmResponse, DeleteRangeResponse, EventKind, KeyValue, PutResponse, RangeResponse,
+    ResponseHeader, ResponseOp, TxnResponse,
 };
 
 use super::table::Table;
 use super::{Health, MemberChange, WatchNews};
 use crate::go_format::quote;
+
+/// As etcdctl prints the message, with its space at the end.
+pub(super) fn alarm(reply: &AlarmResponse) -> Vec<u8> {
+    let lines = reply.alarms.iter().map(|alarm| {
+        let member = match alarm.member_id {
+            0 => String::new(),
+            id => format!("memberID:{id} "),
+        };
+        format!("{member}alarm:{} \n", alarm.kind.name())
+    });
+    lines.collect::<String>().into_bytes()
+}
 
 pub(super) struct Simple {
     pub(super) hex: bool,
