@@ -185,6 +185,33 @@ impl Tagged {
     }
 }
 
+impl Tagged {
+    /// As raft-rs would have it in the log: the context of a `ConfChange` in protobuf.
+    pub(crate) fn encode_conf_change(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let kind = self.change.conf_change().unwrap_or_default();
+        if kind as u64 > 0 {
+            out.push(2 << 3);
+            put_varint(&mut out, kind as u64);
+        }
+        out.push(3 << 3);
+        put_varint(&mut out, self.change.member_id());
+        out.push(4 << 3 | 2);
+        let context = self.encode(FORMAT);
+        put_varint(&mut out, context.len() as u64);
+        out.extend_from_slice(&context);
+        out
+    }
+}
+
+fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
 /// The context of a `ConfChange` in protobuf. Read here, as the generated reader
 /// recurses without a bound (RUSTSEC-2024-0437): only the four fields that there
 /// are, the context last.

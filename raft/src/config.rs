@@ -74,6 +74,13 @@ pub struct Config {
     pub max_pending_bytes: usize,
     /// Whether changes of the membership that endanger the quorum are refused.
     pub strict_reconfig_check: bool,
+    /// Whether this member goes on alone with what it has, all others taken out.
+    pub force_new_cluster: bool,
+    /// By how much a restore raises the revision, with all before it compacted; 0 for
+    /// a revision that goes on, with its history.
+    pub restore_bump: i64,
+    /// Whether the whole store is verified before it is used.
+    pub initial_corrupt_check: bool,
     /// How many learners the cluster may have.
     pub max_learners: usize,
     /// How often the members' states are compared; zero for never.
@@ -119,6 +126,9 @@ impl Config {
             log_cache_bytes: 64 << 20,
             max_pending_bytes: 64 << 20,
             strict_reconfig_check: true,
+            force_new_cluster: false,
+            restore_bump: 0,
+            initial_corrupt_check: false,
             max_learners: 1,
             corrupt_check_time: Duration::from_millis(500),
         }

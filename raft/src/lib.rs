@@ -15,6 +15,7 @@ mod disk_watch;
 mod driver;
 mod entry;
 mod error;
+mod force_new_cluster;
 mod heal;
 pub mod identity;
 mod incoming;

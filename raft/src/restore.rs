@@ -3,13 +3,16 @@
 //! All members that are restored from one snapshot with one initial cluster get
 //! the same: the store of the snapshot with the new members, and a log that begins
 //! at the entry up to which that store applies. So they need nothing of each other
-//! to start, and the revision goes on where the snapshot's ended.
+//! to start. The revision goes on past where the snapshot's ended, as far as asked for.
 
 use std::io::Read;
 
 use varve_engine::backend::Applied;
-use varve_engine::mvcc::{BatchOptions, SnapshotFileReader, SnapshotInfo, SnapshotSink, Store};
+use varve_engine::mvcc::{
+    BatchOptions, CompactBudget, SnapshotFileReader, SnapshotInfo, SnapshotSink, Store, WriteTxn,
+};
 use varve_engine::wal::{Identity, Wal, WalConfig};
+use varve_types::{Command, CompactionRequest, DeleteRangeRequest, PutRequest};
 
 use crate::config::Config;
 use crate::error::RaftError;
@@ -18,11 +21,16 @@ use crate::record::Marker;
 use crate::start;
 use crate::stores::{FIRST_STORE, StoreFiles};
 
+/// Written and deleted at the last revisions of a bump, so that they are there.
+const BUMP_KEY: &[u8] = b"\0varve/restored";
+
 /// What was restored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Restored {
     /// What the snapshot was of.
     pub snapshot: SnapshotInfo,
+    /// The revision that the new cluster begins at.
+    pub revision: i64,
     /// The new cluster.
     pub cluster_id: u64,
     /// This member of it.
@@ -63,7 +71,17 @@ pub fn restore<R: Read>(
     let mut store = Store::open(backend.clone())?;
     let mut txn = store.begin(BatchOptions::default())?;
     txn.put_meta(meta::MEMBERS, &meta::encode_members(&membership))?;
+    if config.restore_bump > 0 {
+        bump(&mut txn, config.restore_bump)?;
+    }
+    let revision = txn.revision();
     txn.publish(applied)?;
+    // Nothing reads it yet: what the bump dropped goes now, in steps.
+    while store.compaction_pending() {
+        let mut txn = store.begin(BatchOptions::default())?;
+        txn.compact_step(CompactBudget::default())?;
+        txn.publish(applied)?;
+    }
     backend.checkpoint()?;
     let marker = Marker {
         index: applied.index,
@@ -86,7 +104,32 @@ pub fn restore<R: Read>(
     start::claim(&**disk, &config.data_dir, identity)?;
     Ok(Restored {
         snapshot,
+        revision,
         cluster_id: identity.cluster_id,
         member_id: identity.member_id,
     })
+}
+
+/// Raises the revision by `count` (2 at least), and compacts there: whoever saw
+/// revisions that the former cluster came to after the snapshot is told that they are
+/// compacted, instead of being shown other changes at them, or none at all. Every
+/// member comes to the same.
+fn bump(txn: &mut WriteTxn<'_>, count: i64) -> Result<(), RaftError> {
+    txn.skip_revisions((count - 2).max(0))?;
+    let put = PutRequest {
+        key: BUMP_KEY,
+        ..PutRequest::default()
+    };
+    let delete = DeleteRangeRequest {
+        key: BUMP_KEY,
+        ..DeleteRangeRequest::default()
+    };
+    for command in [Command::Put(put), Command::DeleteRange(delete)] {
+        txn.apply(&command)?;
+    }
+    txn.apply(&Command::Compaction(CompactionRequest {
+        revision: txn.revision(),
+        physical: false,
+    }))?;
+    Ok(())
 }

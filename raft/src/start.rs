@@ -24,6 +24,7 @@ use varve_engine::wal::{Group, Identity, Wal, WalConfig};
 
 use crate::config::Config;
 use crate::error::RaftError;
+use crate::force_new_cluster;
 use crate::identity;
 use crate::loading::Loading;
 use crate::log::RaftLog;
@@ -60,7 +61,7 @@ pub(crate) fn open(config: &Config, wal_config: WalConfig) -> Result<Started, Ra
     let (mut wal, recovered) = Wal::open(
         disk.clone(),
         &wal_dir(config),
-        wal_config,
+        wal_config.clone(),
         identity,
         &mut |lsn, kind, payload| {
             replay.visit(lsn, kind, payload);
@@ -104,6 +105,29 @@ pub(crate) fn open(config: &Config, wal_config: WalConfig) -> Result<Started, Ra
         && !is_described(config, &membership, &doubt, identity)
     {
         return Err(doubt.error);
+    }
+    if config.initial_corrupt_check {
+        verify(&store)?;
+    }
+    let applied = store.view().applied().index;
+    if config.force_new_cluster
+        && force_new_cluster::append(
+            &mut wal,
+            &replayed,
+            identity.member_id,
+            applied,
+            &membership,
+        )?
+    {
+        // From here it is a log like any other, which says that the others are out.
+        drop((wal, store, replayed));
+        return open(
+            &Config {
+                force_new_cluster: false,
+                ..config.clone()
+            },
+            wal_config,
+        );
     }
     let loading = Loading::recover(
         &files,
@@ -294,6 +318,18 @@ pub(crate) fn write_first_marker(wal: &mut Wal, marker: &Marker) -> Result<HardS
     record::push_hard_state(&mut group, &hard_state)?;
     wal.commit(&mut group)?;
     Ok(hard_state)
+}
+
+/// Goes over all of the store: that every checksum holds, and that its running hash is
+/// that of what it holds.
+fn verify(store: &Store) -> Result<(), RaftError> {
+    let started = std::time::Instant::now();
+    let report = store.check()?;
+    tracing::info!(
+        "initial corruption checking passed: {report:?} in {:?}",
+        started.elapsed()
+    );
+    Ok(())
 }
 
 fn open_store(files: &StoreFiles, replayed: &Replayed) -> Result<Store, RaftError> {

@@ -427,6 +427,8 @@ fn raft_config(config: &Config, data_dir: &DataDir, storage: &Storage) -> varve_
         snapshot_count: config.snapshot_count,
         scrub_interval: config.scrub_interval,
         corrupt_check_time: config.corrupt_check_time,
+        force_new_cluster: config.force_new_cluster,
+        initial_corrupt_check: config.initial_corrupt_check,
         ..varve_raft::Config::new(
             data_dir.path(),
             Arc::clone(&storage.disk),

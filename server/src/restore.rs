@@ -34,6 +34,8 @@ pub struct RestoreOptions {
     pub initial_cluster_token: String,
     /// `--initial-advertise-peer-urls`.
     pub advertise_peer_urls: String,
+    /// By how much the revision is raised, with all before it compacted; 0 for not.
+    pub bump_revision: i64,
 }
 
 /// Why nothing was restored. Texts are etcd's where it has the error.
@@ -112,6 +114,7 @@ pub fn restore(options: &RestoreOptions) -> Result<Restored, RestoreError> {
         advertise_peer_urls: parse_urls(&options.advertise_peer_urls)?,
         initial_cluster: InitialCluster::parse(&options.initial_cluster)?,
         initial_cluster_token: options.initial_cluster_token.clone(),
+        restore_bump: options.bump_revision,
         ..Config::new(
             &unfinished,
             Arc::clone(&storage.disk),

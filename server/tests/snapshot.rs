@@ -115,7 +115,9 @@ fn restore(cluster: &Cluster, index: usize, file: &Path) -> (String, String, Opt
         let at = arguments.iter().position(|text| text == flag).unwrap();
         arguments[at + 1].clone()
     };
-    let mut all = vec!["snapshot".to_owned(), "restore".to_owned()];
+    let mut all = ["snapshot", "restore", "--bump-revision", "0"]
+        .map(str::to_owned)
+        .to_vec();
     all.push(file.display().to_string());
     for flag in [
         "--name",

@@ -143,6 +143,10 @@ pub struct Config {
     /// `--scrub-interval`.
     pub scrub_interval: Duration,
     pub snapshot_catchup_entries: u64,
+    /// Whether this member goes on alone with what it has.
+    pub force_new_cluster: bool,
+    /// Whether the whole store is verified before it is served.
+    pub initial_corrupt_check: bool,
     /// How often the members' states are compared; zero for never.
     pub corrupt_check_time: Duration,
     /// Rate at which snapshots are sent to other members, in MiB a second; 0 is no limit.
@@ -193,6 +197,8 @@ impl Config {
             snapshot_catchup_entries: 0,
             snapshot_rate_limit_mib: 0,
             corrupt_check_time: Duration::ZERO,
+            force_new_cluster: false,
+            initial_corrupt_check: false,
             max_request_bytes: 0,
             max_txn_ops: 0,
             max_connections: 0,

@@ -245,6 +245,16 @@ pub(super) const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        name: "force-new-cluster",
+        group: Group::Clustering,
+        default: "false",
+        help: "Start from this member's data as a cluster of one: keeps keys and revision, takes all\nother members out for good. For when the quorum is lost; only with the others down.",
+        set: |config, text| {
+            config.force_new_cluster = boolean(text)?;
+            Ok(())
+        },
+    },
+    Setting {
         name: "max-learners",
         group: Group::Clustering,
         default: "1",
@@ -335,6 +345,16 @@ pub(super) const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
+        name: "experimental-initial-corrupt-check",
+        group: Group::Storage,
+        default: "false",
+        help: "Verify the whole store before it is served; a damaged one is not.",
+        set: |config, text| {
+            config.initial_corrupt_check = boolean(text)?;
+            Ok(())
+        },
+    },
+    Setting {
         name: "corrupt-check-time",
         group: Group::Storage,
         default: "500ms",
@@ -419,7 +439,12 @@ pub(super) const SETTINGS: &[Setting] = &[
 ];
 
 /// Settings that a bare flag turns on.
-pub(super) const SWITCHES: &[&str] = &["strict-reconfig-check", "auto-heal"];
+pub(super) const SWITCHES: &[&str] = &[
+    "strict-reconfig-check",
+    "auto-heal",
+    "force-new-cluster",
+    "experimental-initial-corrupt-check",
+];
 
 /// The setting with this name.
 pub(super) fn find(name: &str) -> Option<&'static Setting> {

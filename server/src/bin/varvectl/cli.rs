@@ -470,6 +470,15 @@ switches! {
         /// Path to the data directory [default: NAME.varve]
         #[arg(long)]
         pub(crate) data_dir: Option<OsString>,
+        /// How much to increase the revision, so that no client sees one again that it has seen
+        /// with other contents; 0 keeps revision and history as they are in the snapshot
+        #[arg(long, default_value = "1000000000", value_parser = parse_int, allow_hyphen_values = true)]
+        pub(crate) bump_revision: i64,
+        /// Mark the new revision as compacted: whoever watches from an older one is told [default:
+        /// true, or false if --bump-revision=0]
+        #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+              value_parser = parse_bool, value_name = "BOOL")]
+        pub(crate) mark_compacted: Option<bool>,
         /// Storage engine of the new data directory
         #[arg(long)]
         pub(crate) engine: Option<String>,

@@ -139,6 +139,21 @@ fn restore_to(args: &SnapshotRestoreArgs) -> Result<(), Failure> {
         Some(directory) => PathBuf::from(directory),
         None => PathBuf::from(format!("{}.varve", args.name)),
     };
+    // etcdutl's rules, but that both are on unless told otherwise.
+    match (args.bump_revision, args.mark_compacted) {
+        (..0, _) => return Err(Failure::bad_args("--bump-revision must not be negative")),
+        (0, Some(true)) => {
+            return Err(Failure::bad_args(
+                "--mark-compacted required --bump-revision",
+            ));
+        }
+        (1.., Some(false)) => {
+            return Err(Failure::bad_args(
+                "--bump-revision required --mark-compacted",
+            ));
+        }
+        _ => {}
+    }
     let options = RestoreOptions {
         file: PathBuf::from(file),
         data_dir,
@@ -147,16 +162,18 @@ fn restore_to(args: &SnapshotRestoreArgs) -> Result<(), Failure> {
         initial_cluster: args.initial_cluster.clone(),
         initial_cluster_token: args.initial_cluster_token.clone(),
         advertise_peer_urls: args.initial_advertise_peer_urls.clone(),
+        bump_revision: args.bump_revision,
     };
     if args.skip_hash_check {
         to_stderr("--skip-hash-check has no effect: every snapshot of varve has its checksums");
     }
     let restored = restore(&options).map_err(|error| Failure::new(EXIT_ERROR, error))?;
     to_stderr(&format!(
-        "restored snapshot {} at revision {} into {}: member {:x} of cluster {:x}",
+        "restored snapshot {} of revision {} into {} at revision {}: member {:x} of cluster {:x}",
         options.file.display(),
         restored.snapshot.revision,
         options.data_dir.display(),
+        restored.revision,
         restored.member_id,
         restored.cluster_id
     ));
