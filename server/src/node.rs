@@ -165,6 +165,9 @@ impl RunningNode {
                         _data_dir: data_dir,
                     };
                     running.watch_healing(started);
+                    if config.auto_heal {
+                        running.watch_corruption();
+                    }
                     return Ok(running);
                 }
             }
@@ -186,6 +189,21 @@ impl RunningNode {
                  this start",
                 service.member_id,
                 started.elapsed()
+            );
+        });
+    }
+
+    /// Has a member heal whose state differs from a majority's. Otherwise it stays as it
+    /// is, with the alarm, and serves nothing.
+    fn watch_corruption(&mut self) {
+        let node = self.node.handle().clone();
+        self.tasks.spawn(async move {
+            while !node.is_corrupt() {
+                tokio::time::sleep(WATCH_INTERVAL).await;
+            }
+            node.report_damage(
+                "its state differs from that of a majority of the members (alarm CORRUPT)"
+                    .to_owned(),
             );
         });
     }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{Cluster, Member, get, put, wait_until};
-use varve_engine::backend::registry;
+use varve_engine::backend::{Backend, registry};
 use varve_engine::disk::psync::PsyncDisk;
-use varve_engine::mvcc::{BatchOptions, Store};
+use varve_engine::mvcc::{BatchOptions, LATEST, Store};
 use varve_types::PutRequest;
 
 /// varvectl at these endpoints; standard output, or the error that it ends with.
@@ -27,8 +27,8 @@ fn varvectl(endpoints: &[String], arguments: &[&str]) -> Result<String, String> 
     }
 }
 
-/// Writes a key into the store of a member that is down, past the log and the others.
-fn edit(data_dir: &Path, key: &[u8], value: &[u8]) {
+/// The store of a member that is down.
+fn open_store(data_dir: &Path) -> Arc<dyn Backend> {
     let store = std::fs::read_dir(data_dir)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -36,7 +36,12 @@ fn edit(data_dir: &Path, key: &[u8], value: &[u8]) {
         .unwrap();
     let disk = PsyncDisk::new();
     let options = registry::Options::default();
-    let backend = registry::open_store("btree", &disk, &store, &options).unwrap();
+    registry::open_store("btree", &disk, &store, &options).unwrap()
+}
+
+/// Writes a key into it, past the log and the others.
+fn edit(data_dir: &Path, key: &[u8], value: &[u8]) {
+    let backend = open_store(data_dir);
     let mut store = Store::open(Arc::clone(&backend)).unwrap();
     let applied = store.view().applied();
     let mut txn = store.begin(BatchOptions::default()).unwrap();
@@ -63,7 +68,7 @@ async fn refusal(member: &Member) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_was_changed_behind_its_back_is_found_and_named() {
-    let mut cluster = Cluster::start(3, &[]);
+    let mut cluster = Cluster::start(3, &["--auto-heal=false"]);
     for number in 0..100 {
         let key = format!("k{number}");
         put(&cluster.client(), &key, "value").await.unwrap();
@@ -130,6 +135,69 @@ async fn a_store_that_was_changed_behind_its_back_is_found_and_named() {
     assert_eq!(varvectl(&good, &["alarm", "list"]).unwrap(), "");
     assert_eq!(refusal(&cluster.members[leader]).await, "done");
     assert_eq!(cluster.members[leader].get("/readyz").1, "ok\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_differs_heals_by_itself() {
+    let mut cluster = Cluster::start(3, &[]);
+    for number in 0..100 {
+        let key = format!("k{number}");
+        put(&cluster.client(), &key, "value").await.unwrap();
+    }
+    let bad = (cluster.leader().await + 1) % 3;
+    let bad_id = id_of(&cluster.members[bad]).await;
+    assert!(cluster.members[bad].signal("TERM").success());
+    edit(&cluster.members[bad].data_dir, b"k7", b"tampered");
+    let started = Instant::now();
+    cluster.spawn(bad);
+    let endpoints = cluster.endpoints();
+    wait_until("it votes again under another id", || {
+        let list = varvectl(&endpoints, &["member", "list"]).unwrap_or_default();
+        !list.contains(&format!("{bad_id:x}")) && list.matches(", false").count() == 3
+    });
+    println!("healed {:?} after the start", started.elapsed());
+    cluster.wait_healthy();
+    cluster.assert_same_state().await;
+    assert_eq!(varvectl(&endpoints, &["alarm", "list"]).unwrap(), "");
+    assert_eq!(refusal(&cluster.members[bad]).await, "done");
+    let read = get(&cluster.members[bad].client(), "k7").await;
+    assert_eq!(read.as_deref(), Some("value"));
+    let log = cluster.members[bad].log();
+    assert!(
+        log.contains("its state differs from that of a majority"),
+        "{log}"
+    );
+    // What was found is kept.
+    let names = std::fs::read_dir(&cluster.members[bad].data_dir).unwrap();
+    let mut names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert!(names.any(|name| name.starts_with("damaged-")));
+}
+
+/// A change below what keeps the running hash: the pages' checksums are right, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_not_what_its_hash_says_is_not_served() {
+    let mut cluster = Cluster::start(
+        1,
+        &["--experimental-initial-corrupt-check", "--auto-heal=false"],
+    );
+    put(&cluster.client(), "k", "value").await.unwrap();
+    assert!(cluster.members[0].signal("TERM").success());
+    let log = cluster.members[0].log();
+    assert!(log.contains("initial corruption checking passed"), "{log}");
+    let backend = open_store(&cluster.members[0].data_dir);
+    let snapshot = backend.snapshot().unwrap();
+    let mut record = snapshot.get(LATEST, b"k").unwrap().unwrap().into_owned();
+    assert!(record.ends_with(b"value"));
+    *record.last_mut().unwrap() ^= 1;
+    let mut batch = backend.begin().unwrap();
+    batch.put(LATEST, b"k", &record).unwrap();
+    batch.publish(snapshot.applied()).unwrap();
+    backend.checkpoint().unwrap();
+    drop((snapshot, backend));
+    cluster.spawn(0);
+    assert!(!cluster.members[0].ended().success());
+    let log = cluster.members[0].log();
+    assert!(log.contains("do not add up to the state hash"), "{log}");
 }
 
 /// Of two nobody knows which is right.
