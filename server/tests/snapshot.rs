@@ -5,6 +5,7 @@ mod common;
 
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use common::{Cluster, Member, put};
 use varve_types::{CompactionRequest, DeleteRangeRequest, KeyValue, RangeRequest};
@@ -259,4 +260,50 @@ async fn save_refuses_as_etcdctl_does() {
     ]);
     assert_eq!(code, Some(1));
     assert!(!Path::new(&format!("{path}.part")).exists());
+}
+
+/// Whoever asks for a snapshot and takes nothing must not keep old pages for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_takes_nothing_holds_no_pages_for_long() {
+    const BEHIND: &str = "varve_store_oldest_reader_states";
+    let cluster = Cluster::start(1, &[]);
+    let member = &cluster.members[0];
+    let client = member.client();
+    let value = "v".repeat(100_000);
+    for number in 0..300 {
+        put(&client, &format!("k{number}"), &value).await.unwrap();
+    }
+    let mut snapshot = client.snapshot(&member.endpoint()).await.unwrap();
+    snapshot.next().await.unwrap().unwrap();
+    let before = member.anonymous_bytes();
+    let started = Instant::now();
+    let mut most: f64 = 0.0;
+    loop {
+        put(&client, "k0", &value).await.unwrap();
+        let behind = member.metric(BEHIND);
+        most = most.max(behind);
+        if most >= 20.0 && behind < 5.0 {
+            break;
+        }
+        assert!(
+            started.elapsed() < Duration::from_secs(90),
+            "it holds on: {behind}"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    println!("let go after {:?}, {most} states behind", started.elapsed());
+    assert!(
+        started.elapsed() > Duration::from_secs(10),
+        "no time was given"
+    );
+    let grown = member.anonymous_bytes().saturating_sub(before);
+    assert!(grown < 32 << 20, "{grown} bytes more");
+    let end = loop {
+        match snapshot.next().await {
+            Ok(Some(_)) => {}
+            other => break other,
+        }
+    };
+    let error = end.unwrap_err().to_string();
+    assert!(error.contains("taken in too slowly"), "{error}");
 }
