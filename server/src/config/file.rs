@@ -28,7 +28,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<(&'static str, String)>, ConfigErr
     parse(&text).map_err(failed)
 }
 
-fn parse(text: &str) -> Result<Vec<(&'static str, String)>, String> {
+pub(super) fn parse(text: &str) -> Result<Vec<(&'static str, String)>, String> {
     let document: Option<BTreeMap<String, Value>> =
         serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
     document

@@ -308,6 +308,8 @@ fn finish(config: &mut Config, given: &[&str]) -> Result<(), ConfigError> {
 
 #[cfg(test)]
 mod tests {
+    use varve_engine::backend::conformance::Random;
+
     use super::*;
 
     fn run(line: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
@@ -389,6 +391,69 @@ mod tests {
             run("--config-file /no/such/file", &[])
                 .unwrap_err()
                 .contains("/no/such/file")
+        );
+    }
+
+    /// Values are put together from pieces that mean something to one of the parsers.
+    #[test]
+    fn whatever_is_given_is_taken_or_refused() {
+        let pieces = [
+            "http://",
+            "https://",
+            "unix://",
+            "127.0.0.1",
+            "[::1",
+            "]",
+            ":",
+            "2380",
+            "99999",
+            ",",
+            "=",
+            "n1",
+            "/",
+            "?",
+            "-1",
+            "18446744073709551616",
+            "1e9",
+            "5s",
+            "h",
+            "true",
+            "é",
+            "%00",
+            "\0",
+            " ",
+            "new",
+            "[",
+            "{a: b}",
+            "\"",
+            "*x",
+            "&x",
+            "!!",
+            "\n",
+            "- ",
+            "a: ",
+        ];
+        let mut random = Random::new(1);
+        let (mut taken, mut refused) = (0, 0);
+        for _ in 0..20_000 {
+            let setting = &options::SETTINGS[random.below(options::SETTINGS.len())];
+            let parts = (0..random.below(6)).map(|_| pieces[random.below(pieces.len())]);
+            let value: String = parts.collect();
+            let variable = (env::variable(setting.name), value.clone());
+            let flag = [format!("--{}={value}", setting.name)];
+            let none = std::iter::empty::<(String, String)>;
+            for outcome in [load(&flag, none()), load(&[], [variable].into_iter())] {
+                match outcome {
+                    Ok(_) => taken += 1,
+                    Err(_) => refused += 1,
+                }
+            }
+            let _ = file::parse(&format!("{}: {value}", setting.name));
+            let _ = file::parse(&value);
+        }
+        assert!(
+            taken > 1000 && refused > 1000,
+            "{taken} taken, {refused} refused"
         );
     }
 }

@@ -398,4 +398,76 @@ mod tests {
         let mut garbage = &b"\xff\xfe\n"[..];
         assert!(Script::read(&mut garbage, |_| Ok(())).is_err());
     }
+
+    /// Scripts are put together from pieces that mean something to the grammar.
+    #[test]
+    fn whatever_is_typed_is_taken_or_refused() {
+        let pieces = [
+            "mod(",
+            "val(",
+            "ver(\"k\") = \"1\"\n",
+            "c(",
+            "lease(",
+            "\"k\"",
+            "\"",
+            ")",
+            ") ",
+            "= ",
+            "!= ",
+            "> ",
+            "\"1\"",
+            "\"99999999999999999999\"",
+            "\n",
+            "\n\n",
+            "put ",
+            "put k v\n",
+            "get ",
+            "get k\n",
+            "del ",
+            "del k\n",
+            "k ",
+            "v ",
+            "--prefix ",
+            "--limit=",
+            "--rev=",
+            "-9223372036854775808 ",
+            "--",
+            "-",
+            "'",
+            "\\x",
+            "\\xff",
+            "\\u00",
+            "\\",
+            "é",
+            "\0",
+            "--order=",
+            "--sort-by=KEY ",
+            "--lease=",
+            "--lease=7f ",
+            "--from-key ",
+        ];
+        let mut random = varve_engine::backend::conformance::Random::new(1);
+        let (mut taken, mut refused) = (0, 0);
+        for _ in 0..100_000 {
+            let count = random.below(12);
+            let parts = (0..count).map(|_| pieces[random.below(pieces.len())].as_bytes());
+            let mut script = parts.collect::<Vec<_>>().concat();
+            if random.below(4) == 0 && !script.is_empty() {
+                let at = random.below(script.len());
+                script[at] = random.number() as u8;
+            }
+            script.extend_from_slice(b"\n\n\n");
+            match Script::read(&mut &script[..], |_| Ok(())) {
+                Ok(script) => {
+                    script.request();
+                    taken += 1;
+                }
+                Err(_) => refused += 1,
+            }
+        }
+        assert!(
+            taken > 500 && refused > 500,
+            "{taken} taken, {refused} refused"
+        );
+    }
 }
