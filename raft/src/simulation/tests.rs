@@ -90,8 +90,13 @@ fn everything_at_once() {
         ("partition", 5),
         ("snapshots installed", 3),
         ("snapshots gone on with", 1),
+        ("compaction done", 20),
+        ("events watched", 1000),
+        ("watches resumed", 30),
     ];
     at_least(&report, &least);
+    println!("{} steps: {:?}", report.steps, report.operations);
+    assert!(report.steps > 100_000, "{} steps", report.steps);
 }
 
 #[test]
