@@ -337,7 +337,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         name: "snapshot-rate-limit-mib",
         group: Group::Storage,
-        default: "128",
+        default: "64",
         help: "Rate (in MiB a second) at which snapshots are sent to other members, all together;\n0 is no limit.",
         set: |config, text| {
             config.snapshot_rate_limit_mib = number::<u32>(text)?.into();
