@@ -4,7 +4,8 @@
 //! `joined <hex>` (the members of the cluster that was joined, encoded),
 //! `healed <hex>` (the damaged member in whose place this one came), `begun` (the log
 //! has been begun: if there is none, it was lost), `engine <name>` (of the store) and
-//! `removed`. It is replaced as a whole.
+//! `removed`; last `check <hex>`, the start of the SHA-1 over the lines before it. It is
+//! replaced as a whole.
 
 use std::path::Path;
 
@@ -13,6 +14,7 @@ use varve_engine::wal::Identity;
 use varve_types::Reader;
 
 use crate::error::RaftError;
+use crate::identity;
 use crate::membership::Membership;
 use crate::meta;
 
@@ -29,8 +31,10 @@ const BEGUN_LINE: &str = "begun";
 const ENGINE: &str = "engine ";
 /// Longest such file.
 const MAX_MEMBER_FILE_BYTES: u64 = 1 << 20;
-/// Its last line once the member has been removed from the cluster.
-const REMOVED_LINE: &str = "removed\n";
+/// The line that says that the member has been removed from the cluster.
+const REMOVED_LINE: &str = "removed";
+/// Begins the last line: the start of the SHA-1 over all before it.
+const CHECK: &str = "check ";
 
 /// Whose a data directory is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,8 +87,9 @@ pub(crate) fn write(disk: &dyn Disk, data_dir: &Path, owner: &Owner) -> Result<(
         text.push_str(&format!("{ENGINE}{engine}\n"));
     }
     if owner.is_removed {
-        text.push_str(REMOVED_LINE);
+        text.push_str(&format!("{REMOVED_LINE}\n"));
     }
+    text.push_str(&format!("{CHECK}{:016x}\n", check_of(&text)));
     let new = data_dir.join(MEMBER_FILE_NEW);
     let file = disk.open(&new, OpenMode::Create)?;
     file.truncate(0)?;
@@ -104,6 +109,14 @@ pub(crate) fn read(disk: &dyn Disk, path: &Path) -> Result<Owner, RaftError> {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;
         u64::from_str_radix(line.trim(), 16).ok()
     };
+    if let Some(at) = text.rfind(CHECK)
+        && u64::from_str_radix(text[at + CHECK.len()..].trim_end(), 16) != Ok(check_of(&text[..at]))
+    {
+        return Err(RaftError::Inconsistent(format!(
+            "{} is not what was written to it",
+            path.display()
+        )));
+    }
     match (
         text.starts_with("varve 1\n"),
         field("cluster "),
@@ -130,7 +143,7 @@ pub(crate) fn read(disk: &dyn Disk, path: &Path) -> Result<Owner, RaftError> {
                     .lines()
                     .find_map(|line| line.strip_prefix(ENGINE))
                     .map(str::to_owned),
-                is_removed: text.ends_with(REMOVED_LINE),
+                is_removed: text.lines().any(|line| line == REMOVED_LINE),
             })
         }
         _ => Err(RaftError::Inconsistent(format!(
@@ -138,6 +151,11 @@ pub(crate) fn read(disk: &dyn Disk, path: &Path) -> Result<Owner, RaftError> {
             path.display()
         ))),
     }
+}
+
+/// Files of earlier versions have none.
+fn check_of(text: &str) -> u64 {
+    identity::member_id(&[text], "")
 }
 
 fn decode_joined(digits: &str) -> Option<Membership> {

@@ -373,7 +373,7 @@ fn open_store(files: &StoreFiles, replayed: &Replayed) -> Result<Store, RaftErro
 mod tests {
     use varve_engine::backend::Backend;
     use varve_engine::backend::memory::Memory;
-    use varve_engine::disk::SimDisk;
+    use varve_engine::disk::{OpenMode, SimDisk};
 
     use super::*;
 
@@ -410,6 +410,16 @@ mod tests {
         for joined in [false, true] {
             member_file::write(&*disk, dir, &owner(joined)).unwrap();
             assert_eq!(member_file::read(&*disk, &path).unwrap(), owner(joined));
+        }
+        // No bit of it may change without being noticed.
+        let file = disk.open(&path, OpenMode::Existing).unwrap();
+        let mut bytes = vec![0; file.len().unwrap() as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        for at in 0..bytes.len() {
+            file.write_at(&[bytes[at] ^ 1], at as u64).unwrap();
+            let found = member_file::read(&*disk, &path);
+            assert!(found.is_err() || found.is_ok_and(|found| found == owner(true)));
+            file.write_at(&bytes[at..=at], at as u64).unwrap();
         }
         mark_removed(&*disk, dir, owner(true).identity).unwrap();
         assert!(member_file::read(&*disk, &path).unwrap().is_removed);

@@ -131,7 +131,15 @@ impl RunningNode {
         loop {
             let mut raft = raft_config(config, &data_dir, &storage);
             if let Some(found) = found.take() {
-                heal::begin(config, &raft, Healing::damaged_member(&raft), &found)?;
+                let mut damaged = Healing::damaged_member(&raft);
+                if damaged.is_none() && config.auto_heal {
+                    // The others know whose place it is.
+                    let place = join::look_around(config, &ports).await;
+                    if let Place::Lost(lost) = place.map_err(NodeError::Join)? {
+                        damaged = Some(lost.damaged);
+                    }
+                }
+                heal::begin(config, &raft, damaged, &found)?;
             }
             if Healing::under_way(&raft)?.is_none() && !data_dir.has_member() {
                 match join::look_around(config, &ports)
