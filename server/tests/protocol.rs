@@ -406,13 +406,10 @@ async fn members_of_other_clusters_are_refused() {
 
 #[tokio::test]
 async fn a_newer_connection_of_a_member_ends_the_older_one() {
-    // The second member is this test.
-    let mut pair = Cluster::prepare(2, &[]);
-    pair.spawn(0);
+    // From here on the second member is this test.
+    let mut pair = Cluster::start(2, &[]);
+    pair.members[1].kill();
     let member = &pair.members[0];
-    common::wait_until("the node serves", || {
-        member.get("/health?serializable=true").0.contains(" 200 ")
-    });
     let status = member.client().status(&member.endpoint()).await.unwrap();
     let to = status.header.member_id;
     let members = member.client().member_list(false).await.unwrap();
