@@ -16,6 +16,7 @@ fn options() -> Options {
     // A small reservation: tests hold many stores at a time.
     Options {
         btree: btree::Options { map_bytes: 1 << 30 },
+        ..Options::default()
     }
 }
 

@@ -44,6 +44,7 @@ fn options() -> Options {
     Options {
         backend: backend::Options {
             btree: varve_engine::btree::Options { map_bytes: 1 << 30 },
+            ..backend::Options::default()
         },
         wal: WalConfig {
             segment_bytes: 64 << 10,

@@ -458,7 +458,7 @@ fn raft_config(config: &Config, data_dir: &DataDir, storage: &Storage) -> varve_
         ..varve_raft::Config::new(
             data_dir.path(),
             Arc::clone(&storage.disk),
-            storage.opener(config.engine),
+            storage.opener(config.engine, config.value_compression),
         )
     }
 }

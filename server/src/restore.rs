@@ -7,6 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use varve_engine::backend::Compression;
 use varve_engine::mvcc::{SnapshotFileError, SnapshotFileReader};
 use varve_raft::{Config, InitialCluster, InitialClusterError, RaftError, Restored, parse_urls};
 
@@ -118,7 +119,7 @@ pub fn restore(options: &RestoreOptions) -> Result<Restored, RestoreError> {
         ..Config::new(
             &unfinished,
             Arc::clone(&storage.disk),
-            storage.opener(options.engine),
+            storage.opener(options.engine, Compression::None),
         )
     };
     let parent = target.parent().unwrap_or(Path::new("/"));

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use varve_engine::backend::{self, Backend, BackendError, Options};
+use varve_engine::backend::{self, Backend, BackendError, Compression, Options};
 use varve_engine::disk::psync::PsyncDisk;
 use varve_engine::disk::uring::UringDisk;
 use varve_raft::StoreOpener;
@@ -40,11 +40,15 @@ impl Storage {
     }
 
     /// Opens stores of an engine.
-    pub fn opener(&self, engine: Engine) -> StoreOpener {
+    pub fn opener(&self, engine: Engine, compression: Compression) -> StoreOpener {
+        let options = Options {
+            compression,
+            ..Options::default()
+        };
         let disk = Arc::clone(&self.disk);
         Arc::new(
             move |path: &Path| -> Result<Arc<dyn Backend>, BackendError> {
-                backend::open_store(engine.name(), &*disk, path, &Options::default())
+                backend::open_store(engine.name(), &*disk, path, &options)
             },
         )
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::{Cluster, client};
-use varve_types::PutRequest;
+use varve_types::{PutRequest, RangeRequest};
 
 const PAGE_BYTES: usize = 4096;
 
@@ -198,4 +198,45 @@ fn damaged(files: &[(PathBuf, Vec<u8>)], dir: &str, leaf: &str) {
     }
     let output = inspect(&["meta", "/no/such/directory"]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("no such file"));
+}
+
+#[test]
+fn a_node_that_compresses_answers_the_same_and_its_files_check() {
+    let mut cluster = Cluster::start(1, &["--value-compression", "lz4"]);
+    cluster.wait_healthy();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let value = vec![b'v'; 9000];
+    runtime.block_on(async {
+        let client = client(&cluster.endpoints());
+        for number in 0..50_u32 {
+            let key = format!("/registry/pods/{number:05}");
+            let request = PutRequest {
+                key: key.as_bytes(),
+                value: &value,
+                ..PutRequest::default()
+            };
+            client.put(&request).await.unwrap();
+        }
+        let request = RangeRequest {
+            key: b"/registry/pods/",
+            range_end: b"/registry/pods0",
+            ..RangeRequest::default()
+        };
+        let kvs = client.range(&request).await.unwrap().body.kvs;
+        assert_eq!(kvs.len(), 50);
+        assert!(kvs.iter().all(|kv| kv.value == value));
+    });
+    let member = &mut cluster.members[0];
+    assert!(member.signal("TERM").success());
+    let dir = member.data_dir.to_str().unwrap();
+    let check = said(&["check", dir]);
+    assert!(
+        check.contains("50 live keys") && check.contains("no damage"),
+        "{check}"
+    );
+    let tree = said(&["tree", dir, "--tree", "latest"]);
+    assert!(
+        tree.contains("50 entries") && tree.contains(" 0 long values"),
+        "{tree}"
+    );
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 #[cfg(any(feature = "redb", feature = "fjall"))]
 mod checkpoints;
+pub mod compressed;
 #[doc(hidden)]
 pub mod conformance;
 mod error;
@@ -36,6 +37,7 @@ mod tagged;
 mod treap;
 mod upkeep;
 
+pub use compressed::Compression;
 pub use error::BackendError;
 pub use lookahead::Lookahead;
 pub use registry::{NAMES, Options, open, open_store};

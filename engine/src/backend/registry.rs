@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::compressed::{self, Compression};
 use super::memory::{self, Memory};
 use super::{Backend, BackendError, Result};
 use crate::btree::{self, Btree};
@@ -25,6 +26,8 @@ pub const NAMES: &[&str] = &[
 pub struct Options {
     /// For the B+tree.
     pub btree: btree::Options,
+    /// How long values are stored from now on; any engine reads both.
+    pub compression: Compression,
 }
 
 /// Opens the engine `name` with its file or files in `dir`, which must exist.
@@ -54,17 +57,20 @@ pub fn open_store(
     path: &Path,
     options: &Options,
 ) -> Result<Arc<dyn Backend>> {
-    match name {
-        btree::NAME => Ok(Arc::new(Btree::open(disk, path, options.btree)?)),
-        memory::NAME => Ok(Arc::new(Memory::new())),
+    let backend: Arc<dyn Backend> = match name {
+        btree::NAME => Arc::new(Btree::open(disk, path, options.btree)?),
+        memory::NAME => Arc::new(Memory::new()),
         #[cfg(feature = "lmdb")]
-        super::lmdb::NAME => Ok(Arc::new(super::lmdb::Lmdb::open(path)?)),
+        super::lmdb::NAME => Arc::new(super::lmdb::Lmdb::open(path)?),
         #[cfg(feature = "redb")]
-        super::redb::NAME => Ok(Arc::new(super::redb::Redb::open(path)?)),
+        super::redb::NAME => Arc::new(super::redb::Redb::open(path)?),
         #[cfg(feature = "fjall")]
-        super::fjall::NAME => Ok(Arc::new(super::fjall::Fjall::open(path)?)),
-        _ => Err(BackendError::UnknownEngine {
-            name: name.to_owned(),
-        }),
-    }
+        super::fjall::NAME => Arc::new(super::fjall::Fjall::open(path)?),
+        _ => {
+            return Err(BackendError::UnknownEngine {
+                name: name.to_owned(),
+            });
+        }
+    };
+    compressed::wrap(backend, options.compression)
 }

@@ -31,6 +31,7 @@ fn options() -> Options {
     Options {
         backend: backend::Options {
             btree: btree::Options { map_bytes: 1 << 28 },
+            ..backend::Options::default()
         },
         wal: WalConfig {
             segment_bytes: 16 * 4096,

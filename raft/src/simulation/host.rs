@@ -226,6 +226,7 @@ fn opener(engine: &Engine, disk: Arc<dyn Disk>) -> StoreOpener {
                 btree: btree::Options {
                     map_bytes: 64 << 20,
                 },
+                ..registry::Options::default()
             };
             registry::open_store(btree::NAME, &*disk, path, &options)
         }),

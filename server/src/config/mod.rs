@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use urls::{Scheme, Url, join};
-use varve_engine::backend;
+use varve_engine::backend::{self, Compression};
 use varve_raft::InitialCluster;
 
 /// Exit code of an error in the flags.
@@ -156,6 +156,7 @@ pub struct Config {
     pub max_connections: u32,
     pub engine: Engine,
     pub disk: Disk,
+    pub value_compression: Compression,
     pub workers: u16,
     pub watch_progress_interval: Duration,
     pub log_level: LogLevel,
@@ -204,6 +205,7 @@ impl Config {
             max_connections: 0,
             engine: Engine::default(),
             disk: Disk::Uring,
+            value_compression: Compression::None,
             workers: 0,
             watch_progress_interval: Duration::ZERO,
             log_level: LogLevel::Info,

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use varve_engine::backend::Compression;
 use varve_raft::InitialCluster;
 
 use super::{ClusterState, Config, Disk, Engine, LogLevel, Url};
@@ -381,6 +382,17 @@ pub(super) const SETTINGS: &[Setting] = &[
         help: "Disk access: uring (io_uring; falls back to psync where it is forbidden)\nor psync (pwrite and fdatasync).",
         set: |config, text| {
             config.disk = word(text, &[("uring", Disk::Uring), ("psync", Disk::Psync)])?;
+            Ok(())
+        },
+    },
+    Setting {
+        name: "value-compression",
+        group: Group::Storage,
+        default: "none",
+        help: "How values of 1 KiB and more are stored from now on: none or lz4. What is stored\nalready is read either way, and members may differ.",
+        set: |config, text| {
+            let words = [("none", Compression::None), ("lz4", Compression::Lz4)];
+            config.value_compression = word(text, &words)?;
             Ok(())
         },
     },

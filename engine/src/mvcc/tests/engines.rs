@@ -73,6 +73,7 @@ impl Engine {
 fn open(name: &str, disk: &SimDisk, dir: &Path) -> Arc<dyn Backend> {
     let options = registry::Options {
         btree: btree::Options { map_bytes: 1 << 28 },
+        ..registry::Options::default()
     };
     disk.create_dir(dir).unwrap();
     registry::open(name, disk, dir, &options).unwrap()

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use varve_engine::backend::Backend;
+use varve_engine::backend::{Backend, Compression, compressed};
 use varve_engine::btree::inspect::Inspector;
 use varve_engine::btree::{Btree, Options};
 use varve_engine::disk::frozen::FrozenDisk;
-use varve_engine::mvcc::Store;
+use varve_engine::mvcc::{MvccError, Store};
 use varve_engine::wal::inspect;
 use varve_raft::inspect::summary;
 
@@ -104,7 +104,9 @@ fn check_store(target: &Target, has_revisions: bool, note: &mut Note<'_>) -> Res
             .map_err(|error| error.to_string()),
     );
     if is_whole && has_revisions {
-        let checked = Store::open(Arc::new(store)).and_then(|store| {
+        let plain = compressed::wrap(Arc::new(store), Compression::None);
+        let opened = plain.map_err(MvccError::from).and_then(Store::open);
+        let checked = opened.and_then(|store| {
             let view = store.view();
             view.check().map(|report| (view.revision(), report))
         });
