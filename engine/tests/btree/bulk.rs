@@ -7,6 +7,7 @@ use varve_engine::backend::conformance::{Model, Random, compare_all};
 use varve_engine::backend::{Applied, Backend, BackendError, Entry, TreeId};
 use varve_engine::btree::inspect::Inspector;
 use varve_engine::btree::page::MAX_KEY_BYTES;
+use varve_engine::disk::sim::{Fault, FaultOn};
 
 use crate::crash::{Acknowledged, visit};
 use crate::{check, new_disk, open, path};
@@ -190,4 +191,88 @@ fn a_power_loss_during_a_load_leaves_a_checkpoint() {
         }
     }
     assert!(states > 60, "{states}");
+}
+
+/// A load goes on after a full disk, and not after any other error; what was there
+/// before stays.
+#[test]
+fn an_error_at_any_call_of_a_load_loses_nothing() {
+    let mut random = Random::new(22);
+    // The second makes the file grow.
+    let [first, second] =
+        [("a", 800), ("b", 6000)].map(|(after, count)| entries(&mut random, count, after));
+    for (on, errno) in [
+        (FaultOn::Allocate, libc::ENOSPC),
+        (FaultOn::Allocate, libc::EIO),
+        (FaultOn::Write, libc::EIO),
+        (FaultOn::Sync, libc::EIO),
+    ] {
+        let mut hits = 0;
+        for after in 0.. {
+            let disk = new_disk(false);
+            let store = open(&disk).expect("a new store");
+            let mut model = Model::default();
+            load(&store, &mut model, &first).expect("the disk works");
+            disk.inject(Fault {
+                on,
+                after,
+                // A full disk stays full: a smaller piece may fit else.
+                forever: errno == libc::ENOSPC,
+                path_contains: String::new(),
+                errno,
+            });
+            let mut loaded = model.clone();
+            let outcome = load(&store, &mut loaded, &second);
+            let Err(error) = outcome else {
+                assert!(
+                    disk.fault_count() > 0,
+                    "{on:?} {after}: the error is not told"
+                );
+                break;
+            };
+            hits += 1;
+            disk.clear_faults();
+            assert!(
+                error.to_string().contains("os error"),
+                "{on:?} {after}: {error}"
+            );
+            check(&store);
+            let snapshot = store.snapshot().expect("a snapshot");
+            let either = [&model, &loaded];
+            let of = |model: &&&Model| model.applied == snapshot.applied();
+            let found = either.iter().find(of).expect("before the load or after it");
+            compare_all(&*snapshot, found).expect("all of it or nothing");
+            drop(snapshot);
+            let crashed = disk.crash_now(0);
+            if errno == libc::ENOSPC {
+                load(&store, &mut loaded, &second).expect("there is room again");
+                compare_all(&*store.snapshot().expect("a snapshot"), &loaded).expect("loaded");
+            } else {
+                assert!(store.begin().is_err(), "{on:?} {after}: not latched");
+            }
+            let store = open(&crashed).expect("opens after the fault");
+            check(&store);
+            let snapshot = store.snapshot().expect("a snapshot");
+            assert!(snapshot.applied().index >= model.applied.index);
+        }
+        println!("{on:?}, errno {errno}: {hits} calls");
+        assert!(hits > 0, "{on:?} is never called");
+    }
+}
+
+/// Appends entries in one batch, and makes that durable.
+fn load(store: &dyn Backend, model: &mut Model, entries: &Entries) -> Result<(), BackendError> {
+    let mut next = model.clone();
+    next.applied = Applied {
+        term: 1,
+        index: model.applied.index + 1,
+    };
+    let mut batch = store.begin()?;
+    for chunk in slices(entries).chunks(100) {
+        batch.append(TREE, chunk)?;
+    }
+    batch.publish(next.applied)?;
+    next.tree(1).extend(entries.clone());
+    *model = next;
+    store.checkpoint().map(drop)
 }
