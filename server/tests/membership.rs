@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use common::load::{Load, assert_nothing_lost};
 use common::{Cluster, client, put, run_to_end, wait_until};
-use varve_protocol::Member;
+use varve_protocol::{Member, WatchRequest};
+use varve_types::ApiError;
 
 const REMOVED: &str = "the member has been permanently removed from the cluster";
 
@@ -325,6 +326,16 @@ async fn what_is_refused_is_refused_in_etcds_words() {
             "{arguments:?}"
         );
     }
+    // A watch goes on at a member that serves it; where none does, it says so.
+    let watched = WatchRequest {
+        key: b"k",
+        ..WatchRequest::default()
+    };
+    let both = [at_learner[0].clone(), endpoints[0].clone()];
+    client(&both).watch(&watched).opened().await.unwrap();
+    let refused = client(&at_learner).watch(&watched).opened().await;
+    let refused = refused.unwrap_err().api();
+    assert_eq!(refused, Some(ApiError::NotSupportedForLearner));
     put(&cluster.client(), "k", "v").await.unwrap();
     wait_until("the learner has it", || {
         varvectl(&at_learner, &["get", "k", "--consistency=s"]).0 == "k\nv\n"

@@ -50,6 +50,8 @@ pub(super) fn start(args: &TortureArgs, cluster: &Cluster, record: &Arc<Record>)
             rng: Rng::new(args.seed ^ (number as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
             seen: HashMap::new(),
             started: Instant::now(),
+            // A write that waits for a leader keeps its client from reading what is old.
+            only_reads: number % 4 >= 2,
             compacts_at: (number == 0).then(|| Instant::now() + COMPACTION_INTERVAL),
         };
         tasks.spawn(task.run(stopped.clone()));
@@ -72,6 +74,7 @@ struct Task {
     /// What it saw last of each key.
     seen: HashMap<Vec<u8>, Version>,
     started: Instant,
+    only_reads: bool,
     /// Only one client compacts.
     compacts_at: Option<Instant>,
 }
@@ -103,7 +106,10 @@ impl Task {
             value.resize(8 + padding, b'.');
             value
         };
-        let kind = self.rng.below(1000);
+        let kind = match self.only_reads {
+            true => 650 + self.rng.below(350),
+            false => self.rng.below(1000),
+        };
         let serializable = self.rng.chance(20);
         let mut keys = vec![key.clone()];
         let condition = match (self.rng.below(4), self.seen.get(&key)) {

@@ -108,6 +108,15 @@ async fn torture(args: &TortureArgs, binary: &std::path::Path) -> Result<Report>
         println!("{line}");
     }
     let record = Arc::new(Record::default());
+    let beating = record.clone();
+    // Aborted when dropped.
+    let mut beats = tokio::task::JoinSet::new();
+    beats.spawn(async move {
+        loop {
+            beating.beat();
+            tokio::time::sleep(record::BEAT).await;
+        }
+    });
     let watchers = watchers::start(&cluster, &record);
     let clients = clients::start(args, &cluster, &record);
     let mut nemesis = Nemesis::new(args, record.clone());
@@ -121,6 +130,7 @@ async fn torture(args: &TortureArgs, binary: &std::path::Path) -> Result<Report>
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     clients.end().await;
+    drop(beats);
     let verdict = verdict::judge(&cluster, &record, watchers, broken).await;
     let report = Report::new(args, &cluster, &record, &verdict);
     if args.keep || !report.is_passed() {

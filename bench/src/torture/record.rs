@@ -28,17 +28,34 @@ impl History {
     }
 }
 
+/// How often this program notes that it runs.
+pub(super) const BEAT: Duration = Duration::from_millis(50);
+/// It was stopped itself if it did not for this long.
+const MISSED_BEATS: Duration = Duration::from_secs(1);
+
 /// Faults, and the pauses of acknowledged writes that they made.
 #[derive(Default)]
 pub(super) struct Progress {
     last_write: Option<Instant>,
+    last_beat: Option<Instant>,
+    /// For how long this program did not run itself: such pauses say nothing of the nodes.
+    pub(super) stopped: Duration,
     current: String,
     /// How often, and the longest pause during it or until the next one.
     pub(super) faults: BTreeMap<String, (u64, Duration)>,
 }
 
 impl Progress {
+    fn beat(&mut self, now: Instant) {
+        let missed = self.last_beat.replace(now).map(|last| now - last);
+        if let Some(missed) = missed.filter(|missed| *missed > MISSED_BEATS) {
+            self.stopped += missed;
+            self.last_write = Some(now);
+        }
+    }
+
     fn note_write(&mut self, now: Instant) {
+        self.beat(now);
         if let Some(last) = self.last_write.replace(now) {
             self.note_pause(now - last);
         }
@@ -95,6 +112,11 @@ impl Record {
         operation.outcome = outcome;
     }
 
+    /// This program runs.
+    pub(super) fn beat(&self) {
+        lock(&self.progress).beat(Instant::now());
+    }
+
     /// A fault begins, or another state.
     pub(super) fn note_fault(&self, name: &str) {
         let mut progress = lock(&self.progress);
@@ -113,5 +135,32 @@ impl Record {
     /// All operations so far; clients have ended.
     pub(super) fn take_operations(&self) -> Vec<Operation> {
         std::mem::take(&mut lock(&self.history).operations)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_count_for_their_fault_unless_this_program_was_stopped() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut progress = Progress::default();
+        progress.current = "kill -9".to_owned();
+        progress
+            .faults
+            .insert("kill -9".to_owned(), Default::default());
+        for beat in 0..=40 {
+            progress.beat(at(beat * 50));
+            if [0, 1, 31].contains(&beat) {
+                progress.note_write(at(beat * 50));
+            }
+        }
+        assert_eq!(progress.longest(), (Duration::from_millis(1500), "kill -9"));
+        // Nothing runs for a minute; the first to run again may be a client.
+        progress.note_write(at(62_000));
+        assert_eq!(progress.longest().0, Duration::from_millis(1500));
+        assert_eq!(progress.stopped, Duration::from_secs(60));
     }
 }

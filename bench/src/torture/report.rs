@@ -48,6 +48,8 @@ pub(super) struct Report {
     events_watched: u64,
     longest_pause_ms: u64,
     longest_pause_during: String,
+    /// For how long this program itself did not run; not counted as pauses.
+    stopped_ms: u64,
     linearizable: bool,
     keys_given_up: u64,
     writes_acknowledged: u64,
@@ -88,6 +90,7 @@ impl Report {
             events_watched: verdict.events_watched,
             longest_pause_ms: millis(pause),
             longest_pause_during: during.to_owned(),
+            stopped_ms: millis(progress.stopped),
             linearizable: verdict.is_linearizable,
             keys_given_up: verdict.keys_given_up,
             writes_acknowledged: verdict.writes_acknowledged,
@@ -145,6 +148,13 @@ impl Report {
             seconds(self.longest_pause_ms),
             self.longest_pause_during
         )?;
+        if self.stopped_ms > 0 {
+            let stopped = seconds(self.stopped_ms);
+            writeln!(
+                out,
+                "not counted: {stopped} s in which this program itself did not run"
+            )?;
+        }
         writeln!(
             out,
             "histories linearizable: {} (search given up on {} keys)",

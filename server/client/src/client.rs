@@ -446,6 +446,10 @@ impl Client {
         Err(last_failure.unwrap_or_else(|| timed_out(None)))
     }
 
+    pub(crate) fn endpoint_count(&self) -> usize {
+        self.inner.endpoints.len()
+    }
+
     /// Turns to the next endpoint, unless somebody else has done so.
     pub(crate) fn leave_current(&self) {
         self.leave(self.inner.current.load(Ordering::Relaxed));

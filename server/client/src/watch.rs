@@ -45,6 +45,8 @@ pub struct Watch {
     last_header: ResponseHeader,
     /// News that came while [`Watch::opened`] waited.
     early: Option<WatchUpdate>,
+    /// Endpoints that refused it since it was open last, as learners serve no watches.
+    learners: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -85,6 +87,7 @@ impl Watch {
             last_header: ResponseHeader::default(),
             over: false,
             early: None,
+            learners: Vec::new(),
         }
     }
 
@@ -140,6 +143,7 @@ impl Watch {
         match read {
             Ok(Read::Opened(revision)) => {
                 self.open = true;
+                self.learners.clear();
                 if self.request.start_revision == 0 {
                     self.request.start_revision = revision + 1;
                 }
@@ -154,6 +158,21 @@ impl Watch {
             Err(End::Resume) => {
                 self.stream = None;
                 self.client.leave_current();
+                Ok(Read::Nothing)
+            }
+            Err(End::Learner(error)) => {
+                if let Some(stream) = self.stream.take()
+                    && !self.learners.contains(&stream.endpoint)
+                {
+                    self.learners.push(stream.endpoint.clone());
+                }
+                if self.learners.len() >= self.client.endpoint_count() {
+                    self.over = true;
+                    return Err(ClientError::Server(error));
+                }
+                self.client.leave_current();
+                // The others may be down for a while.
+                sleep(PAUSE).await;
                 Ok(Read::Nothing)
             }
             Err(End::Failed(error)) => {
@@ -210,6 +229,8 @@ async fn open(
 enum End {
     /// The node is gone or has no leader; the watch goes on elsewhere.
     Resume,
+    /// The node has no vote yet, and serves no watches; another one may.
+    Learner(WireError),
     Failed(ClientError),
 }
 
@@ -217,6 +238,7 @@ impl From<WireError> for End {
     fn from(error: WireError) -> Self {
         match error.api() {
             Some(ApiError::NoLeader | ApiError::Stopped) => Self::Resume,
+            Some(ApiError::NotSupportedForLearner) => Self::Learner(error),
             None if error.code == ErrorCode::ShuttingDown => Self::Resume,
             _ => Self::Failed(ClientError::Server(error)),
         }
