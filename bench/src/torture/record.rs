@@ -146,8 +146,10 @@ mod tests {
     fn pauses_count_for_their_fault_unless_this_program_was_stopped() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        let mut progress = Progress::default();
-        progress.current = "kill -9".to_owned();
+        let mut progress = Progress {
+            current: "kill -9".to_owned(),
+            ..Progress::default()
+        };
         progress
             .faults
             .insert("kill -9".to_owned(), Default::default());
