@@ -22,6 +22,7 @@ mod faults;
 pub mod history;
 mod host;
 mod invariants;
+mod lives;
 mod load;
 mod network;
 mod node;

@@ -11,14 +11,13 @@ use super::agenda::{Agenda, Micros, SECOND};
 use super::clients::Mailbox;
 use super::faults::Repair;
 use super::history::{Ledger, Operation, Outcome};
-use super::host::{Condition, Host};
+use super::host::Host;
 use super::invariants::{Invariants, hash_of};
 use super::network::{Letter, Network};
 use super::node::{Applied, Stream};
 use super::operator::Outcomes;
 use super::plan::{Plan, Profile};
 use super::watchers::Watcher;
-use crate::error::RaftError;
 use crate::initial_cluster::InitialCluster;
 use crate::io::{Input, Output};
 use crate::log::Fetch;
@@ -307,82 +306,6 @@ impl World {
         }
     }
 
-    /// Starts a member from what its disk holds.
-    pub(super) fn start(&mut self, id: u64) {
-        let Some(host) = self.hosts.get_mut(&id).filter(|host| host.node.is_none()) else {
-            return;
-        };
-        if let Condition::Damaged(_) = host.condition {
-            return;
-        }
-        match host.start(&self.plan) {
-            Ok(()) => {
-                let (life, tick_us) = (host.lives, host.tick_us);
-                let first = self.rng.below(tick_us) + 1;
-                self.agenda.after(first, Event::Tick(id, life));
-                let delay = self.around(self.plan.checkpoint_us);
-                self.agenda.after(delay, Event::Checkpoint(id, life));
-                let delay = self.around(200_000);
-                self.agenda.after(delay, Event::Maintain(id, life));
-                self.trace(|world| {
-                    let status = world.hosts[&id].node.as_ref().map(|n| n.replica.status());
-                    format!("{id:x} starts: {status:?}")
-                });
-                self.check_applied(id);
-                self.wake(id);
-            }
-            Err(RaftError::Removed { .. }) => self.end(id),
-            Err(error) => self.failed(id, &error),
-        }
-    }
-
-    /// A member ended with an error: was there a reason for it?
-    pub(super) fn failed(&mut self, id: u64, error: &RaftError) {
-        self.trace(|_| format!("{id:x} fails: {error}"));
-        self.break_streams(id);
-        let Some(host) = self.hosts.get_mut(&id) else {
-            return;
-        };
-        if let Some(node) = &mut host.node {
-            node.replica.stop();
-        }
-        host.kill();
-        let life = host.lives;
-        if host.is_rotten {
-            // The node would not take it for damage, and not heal.
-            let is_known = error.is_damage() || matches!(error, RaftError::Inconsistent(_));
-            let is_passed_over = !is_known && !host.is_excused;
-            host.condition = Condition::Damaged(error.to_string());
-            self.count_fault("member refused damaged files");
-            self.agenda.after(2 * SECOND, Event::Replace(id));
-            if is_passed_over {
-                self.violation(&format!(
-                    "damage of member {id:x} is not known as such: {error}"
-                ));
-            }
-        } else if host.is_excused {
-            self.count_fault("member stopped on disk error");
-            self.agenda.after(SECOND, Event::Start(id, life));
-        } else {
-            self.violation(&format!("member {id:x} fails without a fault: {error}"));
-        }
-        self.forget_requests(id);
-    }
-
-    /// A member's process ends.
-    pub(super) fn forget_requests(&mut self, id: u64) {
-        for client in 0..self.clients.len() {
-            if let Some((operation, member)) = self.clients[client].waits_for
-                && member == id
-            {
-                let delay = self.around(self.plan.latency_us);
-                let outcome = Box::new(Outcome::Unknown);
-                self.agenda
-                    .after(delay, Event::Response(operation, outcome));
-            }
-        }
-    }
-
     fn tick(&mut self, id: u64, life: u64) {
         let now = self.agenda.now();
         let Some(host) = self.hosts.get_mut(&id) else {
@@ -518,7 +441,7 @@ impl World {
         self.wake(id);
     }
 
-    fn check_applied(&mut self, id: u64) {
+    pub(super) fn check_applied(&mut self, id: u64) {
         if let Some(node) = self.hosts.get(&id).and_then(|host| host.node.as_ref()) {
             let mut checked = match self.members_compare {
                 true => Ok(()),
@@ -559,26 +482,6 @@ impl World {
             }
             Err(error) => self.failed(id, &error),
         }
-    }
-
-    /// A member that has been removed and leads no more ends.
-    fn end_if_removed(&mut self, id: u64) {
-        let status = self
-            .hosts
-            .get(&id)
-            .and_then(|host| host.node.as_ref())
-            .map(|node| node.replica.status());
-        if status.is_some_and(|status| status.is_removed && !status.is_leader) {
-            self.end(id);
-        }
-    }
-
-    pub(super) fn end(&mut self, id: u64) {
-        self.trace(|_| format!("{id:x} ends: it was removed"));
-        self.break_streams(id);
-        self.hosts.remove(&id);
-        self.gone.insert(id);
-        self.forget_requests(id);
     }
 
     /// Members that run.
