@@ -192,7 +192,12 @@ impl Replica {
         let timeout = settings.request_timeout_ticks;
         let mut replica = Self {
             raw,
-            proposals: Proposals::new(id, incarnation, timeout, 2 * settings.heartbeat_ticks),
+            proposals: Proposals::new(
+                id,
+                incarnation,
+                timeout,
+                settings.election_ticks.div_ceil(2),
+            ),
             reads: ReadIndex::new(id, incarnation, timeout, settings.read_retry_ticks),
             transfers: Transfers::new(settings.election_ticks),
             corruption: Corruption::new(settings.corrupt_check_ticks),
