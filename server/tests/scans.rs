@@ -17,8 +17,8 @@ use varve_types::{PutRequest, RangeRequest, RequestOp, TxnRequest};
 
 const MIB: usize = 1 << 20;
 const SCANS: usize = 50;
-/// What all of them may add: each has some chunks on their way.
-const MOST_BYTES: usize = SCANS * 2 * MIB;
+/// What all of them may add: each has some pieces of 256 KiB on their way.
+const MOST_BYTES: usize = 64 * MIB;
 /// Longer ones take whole pages.
 const VALUE_BYTES: usize = 900;
 /// Keys in one transaction.

@@ -54,7 +54,7 @@ const MAX_IN_FLIGHT_BYTES: usize = 16 << 20;
 /// passes it by is one answer.
 const MAX_IN_FLIGHT_REPLY_BYTES: usize = varve_types::MAX_REPLY_BYTES;
 /// Output past which nothing more is answered from views or sent to watches.
-const OUT_ROOM: usize = 1 << 20;
+const OUT_ROOM: usize = 256 << 10;
 /// Ranges that may be under way on one connection; further reads wait for them.
 const MAX_PAUSED: usize = 16;
 /// Output past which the socket is not read.

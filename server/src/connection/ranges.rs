@@ -17,7 +17,7 @@ use varve_types::{KeyValueRef, RangeRequest, ResponseHeader};
 use crate::service::Service;
 
 /// Output after which a range pauses.
-const PIECE_BYTES: usize = 1 << 20;
+const PIECE_BYTES: usize = 256 << 10;
 
 /// A range whose answer is under way.
 pub(crate) struct PausedRange {
