@@ -1,9 +1,10 @@
 //! What the fuzz target and the mutation test run: decoding of arbitrary bytes.
 
 use varve_types::{
-    ApiError, CompactionRequest, Compare, CompareResult, CompareTarget, DeleteRangeRequest,
-    DeleteRangeResponse, Event, EventKind, KeyValue, PutRequest, PutResponse, RangeRequest,
-    RangeResponse, Reader, RequestOp, ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
+    AlarmAction, AlarmKind, AlarmRequest, ApiError, CompactionRequest, Compare, CompareResult,
+    CompareTarget, DeleteRangeRequest, DeleteRangeResponse, Event, EventKind, KeyValue, PutRequest,
+    PutResponse, RangeRequest, RangeResponse, Reader, RequestOp, ResponseHeader, ResponseOp,
+    TxnRequest, TxnResponse,
 };
 
 use crate::peer::{
@@ -213,6 +214,11 @@ pub fn corpus() -> Vec<u8> {
         Request::Range(range),
         Request::Txn(txn),
         Request::Watch(watch),
+        Request::Alarm(AlarmRequest {
+            action: AlarmAction::Deactivate,
+            member_id: 3,
+            kind: Some(AlarmKind::Corrupt),
+        }),
         Request::MemberAdd(MemberAddRequest {
             peer_urls: vec!["http://127.0.0.1:2380".to_owned()],
             is_learner: true,
