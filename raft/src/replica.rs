@@ -192,12 +192,7 @@ impl Replica {
         let timeout = settings.request_timeout_ticks;
         let mut replica = Self {
             raw,
-            proposals: Proposals::new(
-                id,
-                incarnation,
-                timeout,
-                settings.election_ticks.div_ceil(2),
-            ),
+            proposals: Proposals::new(id, incarnation, timeout, 3 * settings.heartbeat_ticks),
             reads: ReadIndex::new(id, incarnation, timeout, settings.read_retry_ticks),
             transfers: Transfers::new(settings.election_ticks),
             corruption: Corruption::new(settings.corrupt_check_ticks),
