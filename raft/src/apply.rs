@@ -362,7 +362,7 @@ impl Batch<'_> {
         &mut self,
         txn: &mut WriteTxn<'_>,
         mut commands: Commands<'_>,
-        ahead: &mut Lookahead<'c, impl Iterator<Item = (u8, &'c [u8])> + Clone>,
+        ahead: &mut Lookahead<'c, impl Iterator<Item = (u8, &'c [u8])>>,
         mut reply: impl FnMut(Reply),
     ) -> Result<(), RaftError> {
         while let Ok(Some((opcode, body))) = commands.next_command() {
@@ -399,7 +399,7 @@ impl Batch<'_> {
         &mut self,
         txn: &mut WriteTxn<'_>,
         mut commands: Commands<'_>,
-        ahead: &mut Lookahead<'c, impl Iterator<Item = (u8, &'c [u8])> + Clone>,
+        ahead: &mut Lookahead<'c, impl Iterator<Item = (u8, &'c [u8])>>,
     ) -> Result<(), RaftError> {
         while let Ok(Some((opcode, body))) = commands.next_command() {
             *self.commands += 1;

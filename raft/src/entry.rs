@@ -116,7 +116,7 @@ impl<'a> Proposals<'a> {
     }
 
     /// Opcodes and bodies of the commands that are left, up to what is malformed.
-    pub(crate) fn raw_commands(&self) -> impl Iterator<Item = (u8, &'a [u8])> + Clone + use<'a> {
+    pub(crate) fn raw_commands(&self) -> impl Iterator<Item = (u8, &'a [u8])> + use<'a> {
         let mut proposals = self.clone();
         let left = std::iter::from_fn(move || proposals.next_proposal().ok().flatten());
         left.flat_map(|(_, commands)| commands.raw())

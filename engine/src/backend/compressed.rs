@@ -88,7 +88,7 @@ struct Compressed {
 }
 
 /// What is read through it is plain.
-struct Plain<R>(R);
+struct Plain(Arc<dyn Snapshot>);
 
 struct CompressedBatch<'b> {
     inner: Box<dyn Batch + 'b>,
@@ -206,31 +206,34 @@ fn plain<'r>(
     }
 }
 
-/// Scans with a visitor that shows `visit` plain values.
-fn plain_visitor(
+/// Scans `inner`, and shows `visit` plain values.
+fn plain_scan(
+    inner: &dyn Read,
     tree: TreeId,
+    bounds: Bounds<'_>,
+    direction: Direction,
     visit: &mut Visitor<'_>,
-    scan: &mut dyn FnMut(&mut Visitor<'_>) -> Result<()>,
 ) -> Result<()> {
     if is_plain(tree) {
-        return scan(visit);
+        return inner.scan(tree, bounds, direction, visit);
     }
     let mut out = Vec::new();
     let mut error = None;
-    scan(&mut |key, stored| match decode(stored, &mut out) {
+    let visit = &mut |key: &[u8], stored: &[u8]| match decode(stored, &mut out) {
         Some(value) => visit(key, value),
         None => {
             error = Some(damaged(tree, key));
             ControlFlow::Break(())
         }
-    })?;
+    };
+    inner.scan(tree, bounds, direction, visit)?;
     match error {
         Some(error) => Err(error),
         None => Ok(()),
     }
 }
 
-impl Read for Plain<Arc<dyn Snapshot>> {
+impl Read for Plain {
     fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Cow<'_, [u8]>>> {
         plain(tree, key, self.0.get(tree, key)?)
     }
@@ -242,10 +245,7 @@ impl Read for Plain<Arc<dyn Snapshot>> {
         direction: Direction,
         visit: &mut Visitor<'_>,
     ) -> Result<()> {
-        let inner = &self.0;
-        plain_visitor(tree, visit, &mut |visit| {
-            inner.scan(tree, bounds, direction, visit)
-        })
+        plain_scan(&*self.0, tree, bounds, direction, visit)
     }
 
     fn sums(&self, tree: TreeId, bounds: Bounds<'_>) -> Result<Sums> {
@@ -253,7 +253,7 @@ impl Read for Plain<Arc<dyn Snapshot>> {
     }
 }
 
-impl Snapshot for Plain<Arc<dyn Snapshot>> {
+impl Snapshot for Plain {
     fn applied(&self) -> Applied {
         self.0.applied()
     }
@@ -271,10 +271,7 @@ impl Read for CompressedBatch<'_> {
         direction: Direction,
         visit: &mut Visitor<'_>,
     ) -> Result<()> {
-        let inner = &self.inner;
-        plain_visitor(tree, visit, &mut |visit| {
-            inner.scan(tree, bounds, direction, visit)
-        })
+        plain_scan(&*self.inner, tree, bounds, direction, visit)
     }
 
     fn sums(&self, tree: TreeId, bounds: Bounds<'_>) -> Result<Sums> {

@@ -1,5 +1,7 @@
 //! Telling a batch which keys come next.
 
+use std::ops::Range;
+
 use varve_types::Command;
 
 use super::{Batch, TreeId};
@@ -15,60 +17,52 @@ const FAR: usize = 512;
 /// what they need: from memory a few ahead, from the disk many.
 #[derive(Debug)]
 pub struct Lookahead<'a, I> {
-    near: Window<'a, I>,
-    far: Window<'a, I>,
-}
-
-/// The first keys of some commands, up to which it was looked.
-#[derive(Debug)]
-struct Window<'a, I> {
     commands: I,
+    /// The first keys of [`FAR`] commands; the empty key for those that have none.
     keys: Vec<&'a [u8]>,
-    /// Commands that were looked at and not applied yet.
-    seen: usize,
+    /// Which of them is applied next.
+    next: usize,
 }
 
-impl<'a, I: Iterator<Item = (u8, &'a [u8])> + Clone> Lookahead<'a, I> {
+impl<'a, I: Iterator<Item = (u8, &'a [u8])>> Lookahead<'a, I> {
     /// Stands before the first of `commands`: opcodes and bodies.
     pub fn new(commands: I) -> Self {
         Self {
-            near: Window::new(commands.clone()),
-            far: Window::new(commands),
+            commands,
+            keys: Vec::new(),
+            next: 0,
         }
     }
 
     /// To be called before each command is applied; they go to `tree`.
     pub fn step(&mut self, batch: &mut dyn Batch, tree: TreeId) {
-        if let Some(keys) = self.far.step(FAR) {
-            batch.read_ahead(tree, keys);
+        let next = self.advance();
+        if next.is_empty() {
+            return;
         }
-        if let Some(keys) = self.near.step(NEAR) {
-            batch.prefetch(tree, keys);
+        if next.start == 0 {
+            batch.read_ahead(tree, &self.keys);
         }
-    }
-}
-
-impl<'a, I: Iterator<Item = (u8, &'a [u8])>> Window<'a, I> {
-    fn new(commands: I) -> Self {
-        Self {
-            commands,
-            keys: Vec::new(),
-            seen: 0,
-        }
+        batch.prefetch(tree, &self.keys[next]);
     }
 
-    /// Goes one command on; the keys of the next `most`, if one of them is next.
-    fn step(&mut self, most: usize) -> Option<&[&'a [u8]]> {
-        let is_due = self.seen == 0;
-        if is_due {
+    /// Goes one command on. Where the next few keys begin with this command's, they;
+    /// at the beginning of `keys`, which are other ones then, at 0.
+    fn advance(&mut self) -> Range<usize> {
+        if self.next == self.keys.len() {
+            let next = self.commands.by_ref().take(FAR);
+            let keys = next.map(|(opcode, body)| Command::first_key(opcode, body));
             self.keys.clear();
-            for (opcode, body) in self.commands.by_ref().take(most) {
-                self.seen += 1;
-                self.keys.extend(Command::first_key(opcode, body));
-            }
+            self.keys.extend(keys.map(Option::unwrap_or_default));
+            self.next = 0;
         }
-        self.seen = self.seen.saturating_sub(1);
-        is_due.then_some(&self.keys[..])
+        let next = self.next;
+        let end = self.keys.len();
+        self.next = end.min(next + 1);
+        match next.is_multiple_of(NEAR) {
+            true => next..end.min(next + NEAR),
+            false => next..next,
+        }
     }
 }
 
@@ -89,18 +83,22 @@ mod tests {
             put.encode_body(&mut body);
             push_command(&mut bytes, put.opcode(), &body);
         }
-        let mut window = Window::new(Commands::new(&bytes).raw());
+        let mut ahead = Lookahead::new(Commands::new(&bytes).raw());
         let mut told = 0u32;
         for number in 0..40u32 {
-            if let Some(keys) = window.step(NEAR) {
+            let next = ahead.advance();
+            if !next.is_empty() {
                 assert_eq!(told, number);
-                for key in keys {
+                assert_eq!(next.start == 0, number == 0, "all are asked for at once");
+                assert_eq!(ahead.keys.len(), 40);
+                for key in &ahead.keys[next] {
                     assert_eq!(*key, told.to_be_bytes());
                     told += 1;
                 }
             }
             assert!(told > number);
         }
+        assert!(ahead.advance().is_empty());
         assert_eq!(told, 40);
     }
 }

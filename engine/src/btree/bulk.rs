@@ -12,11 +12,11 @@
 
 use super::branch::{Child, Delta};
 use super::leaf::is_long;
-use super::page::{BODY_BYTES, Kind, MAX_KEY_BYTES, MAX_VALUE_BYTES, SLOT_BYTES};
+use super::page::{BODY_BYTES, Kind, SLOT_BYTES};
 use super::slotted::{NewCell, common_prefix};
 use super::split::{self, Split};
-use super::write::Writer;
-use crate::backend::{BackendError, Entry, Result, Sums};
+use super::write::{Writer, check_length};
+use crate::backend::{Entry, Result, Sums};
 
 /// Puts `entries`. They can be any; cheap are those that ascend behind the tree.
 pub(super) fn append(writer: &mut Writer<'_, '_>, entries: &[Entry<'_>]) -> Result<()> {
@@ -44,22 +44,6 @@ pub(super) fn append(writer: &mut Writer<'_, '_>, entries: &[Entry<'_>]) -> Resu
         }
     }
     edge.close()
-}
-
-fn check_length(key: &[u8], value: &[u8]) -> Result<()> {
-    if key.len() > MAX_KEY_BYTES {
-        return Err(BackendError::KeyTooLong {
-            length: key.len(),
-            limit: MAX_KEY_BYTES,
-        });
-    }
-    if value.len() > MAX_VALUE_BYTES {
-        return Err(BackendError::ValueTooLong {
-            length: value.len(),
-            limit: MAX_VALUE_BYTES,
-        });
-    }
-    Ok(())
 }
 
 /// What the open leaf has and the branches above it do not know yet.

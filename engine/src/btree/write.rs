@@ -22,21 +22,27 @@ pub(super) struct Writer<'w, 'b> {
     pub(super) place: &'w mut Place,
 }
 
+/// Refuses what a page cannot hold, before anything is changed.
+pub(super) fn check_length(key: &[u8], value: &[u8]) -> Result<()> {
+    if key.len() > MAX_KEY_BYTES {
+        return Err(BackendError::KeyTooLong {
+            length: key.len(),
+            limit: MAX_KEY_BYTES,
+        });
+    }
+    if value.len() > MAX_VALUE_BYTES {
+        return Err(BackendError::ValueTooLong {
+            length: value.len(),
+            limit: MAX_VALUE_BYTES,
+        });
+    }
+    Ok(())
+}
+
 impl Writer<'_, '_> {
     /// Sets `key` to `value`.
     pub(super) fn put(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
-        if key.len() > MAX_KEY_BYTES {
-            return Err(BackendError::KeyTooLong {
-                length: key.len(),
-                limit: MAX_KEY_BYTES,
-            });
-        }
-        if value.len() > MAX_VALUE_BYTES {
-            return Err(BackendError::ValueTooLong {
-                length: value.len(),
-                limit: MAX_VALUE_BYTES,
-            });
-        }
+        check_length(key, value)?;
         if self.root.page == 0 {
             self.root.page = self.pages.create(Kind::Leaf, 0)?;
             self.place.valid = false;

@@ -154,7 +154,7 @@ pub(super) fn commands(payload: &[u8]) -> std::result::Result<Commands<'_>, Stri
 }
 
 /// Opcodes and bodies of the commands of batches, to look ahead in them.
-pub(super) fn raw<'a>(batches: &'a [Logged<'a>]) -> impl Iterator<Item = (u8, &'a [u8])> + Clone {
+pub(super) fn raw<'a>(batches: &'a [Logged<'a>]) -> impl Iterator<Item = (u8, &'a [u8])> {
     let batches = batches.iter();
     batches.flat_map(|batch| commands(batch.payload).into_iter().flat_map(Commands::raw))
 }

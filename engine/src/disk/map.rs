@@ -129,15 +129,7 @@ impl Map {
     /// If the range is outside the reservation.
     pub fn unmap_for_write_back(&self, offset: usize, length: usize) {
         self.check(offset, length);
-        if !self.region.is_file {
-            return;
-        }
-        // SAFETY: within the reservation (checked). On a shared mapping of a file
-        // this changes no byte that anyone reads, only how it gets there. An error
-        // leaves the range mapped, which is right as well.
-        unsafe {
-            libc::madvise(self.base().add(offset).cast(), length, libc::MADV_DONTNEED);
-        }
+        self.advise(offset, length, libc::MADV_DONTNEED);
     }
 
     /// Says that pages are used in no order: one that is not in memory is read
@@ -176,9 +168,9 @@ impl Map {
 
     fn advise(&self, offset: usize, length: usize, advice: libc::c_int) {
         if self.region.is_file {
-            // SAFETY: within the reservation (checked by the callers). These
-            // advices change when pages are read, and nothing else; where one is
-            // refused all goes on without it.
+            // SAFETY: within the reservation (checked by the callers). On a shared
+            // mapping of a file these advices change no byte that anyone reads, only
+            // how and when it gets there; where one is refused all goes on without it.
             unsafe { libc::madvise(self.base().add(offset).cast(), length, advice) };
         }
     }

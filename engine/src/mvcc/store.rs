@@ -198,7 +198,7 @@ impl WriteTxn<'_> {
     /// To be called before each command that `ahead` goes over.
     pub fn look_ahead<'a>(
         &mut self,
-        ahead: &mut Lookahead<'a, impl Iterator<Item = (u8, &'a [u8])> + Clone>,
+        ahead: &mut Lookahead<'a, impl Iterator<Item = (u8, &'a [u8])>>,
     ) {
         ahead.step(&mut *self.writer.batch, LATEST);
     }

@@ -143,7 +143,7 @@ impl<'a> Commands<'a> {
     }
 
     /// Opcodes and bodies of what is left, up to what is malformed.
-    pub fn raw(mut self) -> impl Iterator<Item = (u8, &'a [u8])> + Clone {
+    pub fn raw(mut self) -> impl Iterator<Item = (u8, &'a [u8])> {
         std::iter::from_fn(move || self.next_command().ok().flatten())
     }
 
