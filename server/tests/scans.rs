@@ -19,7 +19,7 @@ const MIB: usize = 1 << 20;
 const SCANS: usize = 50;
 /// What all of them may add: each has some pieces of 256 KiB on their way.
 const MOST_BYTES: usize = 64 * MIB;
-/// Longer ones take whole pages.
+/// Four fill a page.
 const VALUE_BYTES: usize = 900;
 /// Keys in one transaction.
 const PART: usize = 100;

@@ -19,7 +19,7 @@ use varve_types::{
 };
 
 const MIB: u64 = 1 << 20;
-/// Longer ones take whole pages.
+/// Four fill a page.
 const VALUE_BYTES: usize = 900;
 /// Operations of one transaction.
 const PART: usize = 100;

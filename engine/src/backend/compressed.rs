@@ -44,10 +44,12 @@ pub const MIN_PLAIN_BYTES: usize = 1024;
 pub const MAX_PLAIN_BYTES: usize = 8 << 20;
 /// What is saved must be this part of a value at least,
 const LEAST_SAVED_PART: usize = 8;
-/// and a page of the engine: a long value has pages of its own,
+/// and, of a value that stays so long that it has pages of the engine for itself, a
+/// page; their first one has a header.
 const PAGE_BYTES: usize = 4096;
-/// one up to this length shares one with others.
-const SHORT_BYTES: usize = 1000;
+const HEADER_BYTES: usize = 32;
+/// Up to this length it shares a page with others, unless its key is very long.
+const SHORT_BYTES: usize = 1900;
 
 const LZ4: u8 = 128;
 const ESCAPED: u8 = 129;
@@ -133,7 +135,7 @@ fn encode<'v>(value: &'v [u8], compression: Compression, out: &'v mut Vec<u8>) -
 }
 
 fn saves_a_page(plain: usize, stored: usize) -> bool {
-    let pages = |bytes: usize| bytes.div_ceil(PAGE_BYTES);
+    let pages = |bytes: usize| (HEADER_BYTES + bytes).div_ceil(PAGE_BYTES);
     stored <= SHORT_BYTES || pages(stored) < pages(plain)
 }
 

@@ -3,7 +3,7 @@
 //! A leaf's payload is the value itself, or, for a long one, a reference to
 //! the run of pages that holds it: first page u64, length u32.
 
-use super::page::{MAX_INLINE_ENTRY_BYTES, MAX_INLINE_VALUE_BYTES, Page};
+use super::page::{MAX_INLINE_ENTRY_BYTES, Page};
 use crate::backend::Sums;
 
 /// Bytes of a reference to an overflow run.
@@ -58,7 +58,7 @@ impl Value<'_> {
 
 /// Whether a value goes to an overflow run.
 pub(super) fn is_long(key: &[u8], value: &[u8]) -> bool {
-    value.len() > MAX_INLINE_VALUE_BYTES || key.len() + value.len() > MAX_INLINE_ENTRY_BYTES
+    key.len() + value.len() > MAX_INLINE_ENTRY_BYTES
 }
 
 impl Page {

@@ -36,11 +36,11 @@ pub const BODY_BYTES: usize = PAGE_BYTES - HEADER_BYTES;
 pub const MAX_KEY_BYTES: usize = 1920;
 /// The longest value: lengths are 32 bits wide, with room to spare.
 pub const MAX_VALUE_BYTES: usize = 1 << 30;
-/// Longer values go to an overflow run.
-pub const MAX_INLINE_VALUE_BYTES: usize = 1000;
-/// An entry whose key and value together are longer has its value in a run,
-/// so that no cell takes more than half of a page.
-pub const MAX_INLINE_ENTRY_BYTES: usize = 1960;
+/// An entry whose key and value together are longer has its value in an overflow
+/// run: no cell takes more than half of a page, which is what splitting in two needs.
+pub const MAX_INLINE_ENTRY_BYTES: usize = BODY_BYTES / 2 - SLOT_BYTES - CELL_LENGTH_BYTES;
+/// Bytes of a cell's length, before its key.
+const CELL_LENGTH_BYTES: usize = 2;
 
 /// Flag: some value below (leaf: of this page) lies in an overflow run.
 /// Sticky: it may outlive the last such value until the page is rebuilt.
@@ -62,8 +62,10 @@ const _: () = {
     assert!(PAGE_BYTES <= u16::MAX as usize);
     assert!(size_of::<Page>() == PAGE_BYTES);
     // Two cells of the largest size fit a leaf.
-    assert!(2 * (SLOT_BYTES + 2 + MAX_INLINE_ENTRY_BYTES) <= BODY_BYTES);
-    assert!(2 * (SLOT_BYTES + 2 + MAX_KEY_BYTES + super::leaf::OVERFLOW_REF_BYTES) <= BODY_BYTES);
+    assert!(2 * (SLOT_BYTES + CELL_LENGTH_BYTES + MAX_INLINE_ENTRY_BYTES) <= BODY_BYTES);
+    assert!(MAX_KEY_BYTES + super::leaf::OVERFLOW_REF_BYTES <= MAX_INLINE_ENTRY_BYTES);
+    // FORMAT.md says it.
+    assert!(MAX_INLINE_ENTRY_BYTES == 2022);
     // Three children, of which the first has no key, fit a branch.
     let child = SLOT_BYTES + 2 + super::branch::CHILD_BYTES;
     assert!(3 * child + 2 * MAX_KEY_BYTES <= BODY_BYTES);

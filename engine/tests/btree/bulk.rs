@@ -36,7 +36,7 @@ fn entries(random: &mut Random, count: usize, after: &str) -> Entries {
         };
         let value = match random.below(20) {
             0 => 1000 + random.below(9000),
-            1 => random.below(1000),
+            1 => random.below(2100),
             _ => random.below(120),
         };
         (key.into_bytes(), vec![number as u8; value])

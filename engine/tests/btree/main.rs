@@ -13,6 +13,7 @@ mod cold;
 mod crash;
 mod damage;
 mod faults;
+mod inline;
 mod inspect;
 mod readers;
 mod scrub;

@@ -95,7 +95,7 @@ impl KeyShape {
 
 fn value(random: &mut Random) -> Vec<u8> {
     let lengths = [
-        0, 1, 30, 100, 250, 250, 600, 990, 1000, 1001, 1100, 4064, 4065, 9000, 70_000,
+        0, 1, 30, 100, 250, 250, 600, 1024, 1536, 2000, 2020, 2030, 4064, 4065, 9000, 70_000,
     ];
     // Mostly short, so that trees get high without much data.
     let length = if random.chance(80) {
