@@ -79,6 +79,17 @@ impl Cold {
         (resident.count(), pages)
     }
 
+    /// As [`Cold::resident`], with the store open; none where the file system keeps all
+    /// pages in memory, so that there is nothing to see.
+    fn evicted(&self) -> Option<(usize, usize)> {
+        let (resident, pages) = self.resident();
+        if resident > pages / 2 {
+            eprintln!("this file system keeps all pages in memory: nothing to see here");
+            return None;
+        }
+        Some((resident, pages))
+    }
+
     /// Waits until at least so many pages are in memory.
     fn wait_for(&self, pages: usize) -> bool {
         let start = Instant::now();
@@ -96,11 +107,9 @@ impl Cold {
 fn what_a_batch_needs_is_read_many_pages_at_a_time() {
     let cold = Cold::new();
     let store = open(&cold.path);
-    let (before, pages) = cold.resident();
-    if before > pages / 2 {
-        eprintln!("this file system keeps all pages in memory: nothing to see here");
+    let Some((_, pages)) = cold.evicted() else {
         return;
-    }
+    };
     let keys: Vec<_> = (0..KEYS).map(key).collect();
     let keys: Vec<_> = keys.iter().map(|key| &key[..]).collect();
     let mut batch = store.begin().unwrap();
@@ -150,11 +159,9 @@ fn a_cold_store_wants_its_new_pages_written_soon() {
 fn a_long_scan_reads_ahead_and_a_short_one_does_not() {
     let cold = Cold::new();
     let store = open(&cold.path);
-    let (before, pages) = cold.resident();
-    if before > pages / 2 {
-        eprintln!("this file system keeps all pages in memory: nothing to see here");
+    let Some((before, _)) = cold.evicted() else {
         return;
-    }
+    };
     let scan = |most: usize, direction| {
         let mut count = 0;
         let all = (Bound::Unbounded, Bound::Unbounded);
