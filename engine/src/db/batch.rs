@@ -22,6 +22,8 @@ pub(super) const FORMAT: u8 = 1;
 
 /// Longest commands of a batch.
 const MAX_BYTES: usize = MAX_PAYLOAD_BYTES - 1;
+/// Of a put beside key and value: length, opcode, flags and lease, two lengths.
+const PUT_BYTES: usize = 5 + 9 + 4 + 4;
 
 /// Changes that become durable and visible together: all of them, or, after a
 /// crash, none. They are made in the order in which they were added.
@@ -135,7 +137,20 @@ pub(super) fn ends(range: KeyRange<'_>) -> (&[u8], &[u8]) {
     }
 }
 
-fn check_key(key: &[u8]) -> Result<()> {
+/// Refuses a value that no batch could hold under its key.
+pub(super) fn check_value(key: &[u8], value: &[u8]) -> Result<()> {
+    let bytes = key.len() + value.len() + PUT_BYTES;
+    match bytes > MAX_BYTES {
+        true => Err(DbError::BatchTooLarge {
+            bytes,
+            limit: MAX_BYTES,
+        }),
+        false => Ok(()),
+    }
+}
+
+/// Refuses a key that no node would take.
+pub(super) fn check_key(key: &[u8]) -> Result<()> {
     if key.is_empty() {
         return Err(ApiError::KeyNotProvided.into());
     }
@@ -226,7 +241,7 @@ mod tests {
         let error = batch.put(b"b", &long).unwrap_err();
         assert!(matches!(error, DbError::BatchTooLarge { .. }), "{error}");
         assert_eq!((batch.len(), batch.bytes()), (1, bytes));
-        let most = MAX_BYTES - bytes - 5 - 9 - 4 - 1 - 4;
+        let most = MAX_BYTES - bytes - PUT_BYTES - 1;
         batch.put(b"b", &long[..most]).unwrap();
         assert_eq!(batch.bytes(), MAX_BYTES);
         batch.log(&mut Group::new()).unwrap();

@@ -54,6 +54,15 @@ pub enum DbError {
         /// The longest.
         limit: usize,
     },
+    /// What is loaded must ascend.
+    #[error(
+        "entry {entry} of the load is not above the one before it; sort the keys as byte \
+         strings, and give each once"
+    )]
+    NotSorted {
+        /// Which entry, counted from 0.
+        entry: u64,
+    },
     /// Log and store are not of one another.
     #[error("{}: log and store do not belong together: {what}", path.display())]
     Inconsistent {

@@ -9,6 +9,7 @@ use varve_types::{Command, KeyRange};
 
 use super::batch::{WriteBatch, decode, raw};
 use super::error::Result;
+use super::load;
 use super::machine::{Logged, Machine, applied};
 use super::options::Options;
 use super::pending::Pending;
@@ -81,6 +82,28 @@ impl Kv {
     /// [`super::Db::submit`].
     pub fn submit(&self, batch: &WriteBatch) -> Result<Pending<()>> {
         self.pipeline.gate().submit(batch, false)
+    }
+
+    /// Puts entries whose keys ascend (as byte strings, each above the one before it), and
+    /// returns how many they were once all of them are durable. Meant for the first
+    /// filling of a map: they are not logged, so each byte is written once, and where
+    /// they lie behind all that the map holds they make full pages. Keys that are there
+    /// get the new value.
+    ///
+    /// It is no batch. Readers see the entries some thousands at a time, and other
+    /// writers' batches come between. If it ends with an error, or by a crash, the map
+    /// has the first entries up to some one of them: the load can be made again, from
+    /// its beginning. Memory is bounded, however many there are.
+    ///
+    /// # Errors
+    ///
+    /// [`super::DbError::NotSorted`], and for keys and values as [`WriteBatch::put`].
+    pub fn load_sorted<K, V>(&self, entries: impl IntoIterator<Item = (K, V)>) -> Result<u64>
+    where
+        K: AsRef<[u8]>,
+        V: AsRef<[u8]>,
+    {
+        load::load(self.pipeline.gate(), TREE, entries)
     }
 
     /// The value of `key`.

@@ -50,6 +50,26 @@
 //!
 //! Another engine than the B+tree is [`Options::engine`].
 //!
+//! # Loading much at once
+//! A map that is to begin with sorted data takes it by [`Kv::load_sorted`]: full pages,
+//! each byte written once, nothing logged. A [`Db`] has a revision for each change, so
+//! there a load is batches like others: [`Db::submit`] with a few thousand ascending
+//! keys each, some of them on their way at a time. Keys that come after all others
+//! leave full pages behind them there too.
+//!
+//! ```
+//! use varve_engine::db::{Kv, Options};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?;
+//! let map = Kv::open(directory.path().join("map"), Options::default())?;
+//! let sorted = (0..1000_u32).map(|number| (number.to_be_bytes(), "value"));
+//! assert_eq!(map.load_sorted(sorted)?, 1000);
+//! assert_eq!(map.get(&7_u32.to_be_bytes())?.unwrap(), b"value");
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Invariants
 //! 1. A batch is applied only after it is durable in the log, in the order of
 //!    the log. So readers see only what a crash can't take back, and the store
@@ -67,6 +87,7 @@ mod error;
 mod gate;
 mod iter;
 mod kv;
+mod load;
 mod machine;
 mod options;
 mod pending;

@@ -12,6 +12,7 @@ use varve_engine::{backend, btree};
 
 mod bounds;
 mod crash;
+mod load;
 mod reads;
 mod refusals;
 mod reopen;
