@@ -14,7 +14,7 @@ use varve_types::{
     TxnRequest,
 };
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// Events until there are `count`.
 async fn events(watch: &mut Watch, count: usize) -> Vec<Event> {
