@@ -14,8 +14,8 @@ fuzz_target!(|data: &[u8]| {
         assert!(header.lsn == lsn && header.durable_lsn <= lsn);
     }
     match decode_group(data, lsn, None) {
-        GroupScan::Whole { bytes, .. } => assert!(bytes <= MAX_GROUP_BYTES),
-        GroupScan::Bad { offset, .. } => assert!(offset <= data.len()),
+        GroupScan::Whole(whole) => assert!(whole.bytes <= MAX_GROUP_BYTES),
+        GroupScan::Bad(bad) => assert!(bad.offset <= data.len()),
         GroupScan::NeedMore => assert!(data.len() < MAX_GROUP_BYTES + 64),
     }
 });

@@ -5,14 +5,12 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::record::{
-    self, Flaw, GroupScan, HEADER_BYTES as RECORD_HEADER_BYTES, Header, KIND_SEAL,
-};
+use super::record::{self, Flaw, HEADER_BYTES as RECORD_HEADER_BYTES, Header, KIND_SEAL};
 use super::recovery::{self, Recovered};
 use super::scan::Window;
 use super::segment::{HEADER_BYTES, Segment, SegmentHeader, number_of, segment_path};
 use super::{Identity, Lsn, Result};
-use crate::disk::{Disk, OpenMode, align};
+use crate::disk::{Disk, OpenMode};
 
 /// A segment's file and what its header says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,22 +131,16 @@ fn walk_segment(
     let mut window = Window::new(segment);
     let mut lsn = segment.base_lsn;
     while lsn < segment.limit_lsn() {
-        let (scan, group) = window.group(lsn, Some(prev_crc))?;
-        let (bytes, last_kind, last_crc) = match scan {
-            GroupScan::Whole {
-                bytes,
-                last_kind,
-                last_crc,
-            } => (bytes, last_kind, last_crc),
-            GroupScan::Bad { offset, flaw, .. } => {
-                let lsn = lsn.saturating_add(offset as u64);
-                let offset = segment.offset_of(lsn);
+        let (whole, group) = match window.group(lsn, Some(prev_crc))? {
+            Ok(found) => found,
+            Err(bad) => {
+                let lsn = lsn.saturating_add(bad.offset as u64);
+                let (offset, flaw) = (segment.offset_of(lsn), bad.flaw);
                 return Ok(match visit(Item::Stop { lsn, offset, flaw }) {
                     ControlFlow::Continue(()) => ControlFlow::Continue(None),
                     ControlFlow::Break(()) => ControlFlow::Break(()),
                 });
             }
-            GroupScan::NeedMore => return Ok(ControlFlow::Continue(None)),
         };
         for (offset, _, payload) in record::records_of(group) {
             let at = lsn + offset as u64;
@@ -165,10 +157,10 @@ fn walk_segment(
                 return Ok(ControlFlow::Break(()));
             }
         }
-        prev_crc = last_crc;
-        lsn += align::round_up(bytes) as u64;
-        if last_kind == KIND_SEAL {
-            return Ok(ControlFlow::Continue(Some(last_crc)));
+        prev_crc = whole.last_crc;
+        lsn += whole.padded_bytes();
+        if whole.last_kind == KIND_SEAL {
+            return Ok(ControlFlow::Continue(Some(prev_crc)));
         }
     }
     Ok(ControlFlow::Continue(None))

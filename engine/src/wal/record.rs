@@ -16,7 +16,7 @@
 //! multiple of 4096, so that writing the next group touches no byte of it.
 
 use super::Lsn;
-use crate::disk::BLOCK_BYTES;
+use crate::disk::{BLOCK_BYTES, align};
 
 /// Kinds of records from 1 to this are the user's; those above are the log's own.
 pub const MAX_KIND: u8 = 0xEF;
@@ -192,25 +192,40 @@ pub fn decode_record(bytes: &[u8], lsn: Lsn) -> Result<(Header, &[u8]), Flaw> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GroupScan {
     /// A whole group.
-    Whole {
-        /// Its bytes without padding.
-        bytes: usize,
-        /// The kind of its last record.
-        last_kind: u8,
-        /// The checksum of its last record, which the next group chains to.
-        last_crc: u32,
-    },
+    Whole(WholeGroup),
     /// The bytes end within the group.
     NeedMore,
     /// Not a whole group.
-    Bad {
-        /// Offset of the first record that is not whole.
-        offset: usize,
-        /// What is wrong with it.
-        flaw: Flaw,
-        /// Whole records before it.
-        whole: usize,
-    },
+    Bad(BadGroup),
+}
+
+/// What is known of a whole group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WholeGroup {
+    /// Its bytes without padding.
+    pub bytes: usize,
+    /// The kind of its last record.
+    pub last_kind: u8,
+    /// The checksum of its last record, which the next group chains to.
+    pub last_crc: u32,
+}
+
+/// What is known where there is no whole group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BadGroup {
+    /// Offset of the first record that is not whole.
+    pub offset: usize,
+    /// What is wrong with it.
+    pub flaw: Flaw,
+    /// Whole records before it.
+    pub whole: usize,
+}
+
+impl WholeGroup {
+    /// Bytes from its start to the next group's.
+    pub(super) fn padded_bytes(&self) -> u64 {
+        align::round_up(self.bytes) as u64
+    }
 }
 
 /// Looks at the group of position `lsn` that starts `bytes`; `prev_crc` is the
@@ -218,10 +233,12 @@ pub enum GroupScan {
 pub fn decode_group(bytes: &[u8], lsn: Lsn, prev_crc: Option<u32>) -> GroupScan {
     let (mut offset, mut whole, mut prev_crc) = (0, 0, prev_crc);
     loop {
-        let bad = |flaw| GroupScan::Bad {
-            offset,
-            flaw,
-            whole,
+        let bad = |flaw| {
+            GroupScan::Bad(BadGroup {
+                offset,
+                flaw,
+                whole,
+            })
         };
         let rest = bytes.get(offset..).unwrap_or_default();
         let header = match decode_record(rest, lsn.wrapping_add(offset as u64)) {
@@ -237,12 +254,11 @@ pub fn decode_group(bytes: &[u8], lsn: Lsn, prev_crc: Option<u32>) -> GroupScan 
             return bad(Flaw::GroupLength);
         }
         if header.flags & FLAG_GROUP_END != 0 {
-            let (last_kind, last_crc) = (header.kind, header.crc);
-            return GroupScan::Whole {
+            return GroupScan::Whole(WholeGroup {
                 bytes: end,
-                last_kind,
-                last_crc,
-            };
+                last_kind: header.kind,
+                last_crc: header.crc,
+            });
         }
         prev_crc = Some(header.crc);
         offset = end;

@@ -29,7 +29,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::record::{self, Flaw, GroupScan, KIND_SEAL, MAX_GROUP_BYTES};
+use super::record::{self, Flaw, KIND_SEAL, MAX_GROUP_BYTES};
 use super::scan::{self, Window, user_records};
 use super::segment::{HEADER_BYTES, Segment, SegmentHeader, VERSION, number_of, segment_path};
 use super::{FIRST_LSN, Identity, Lsn, Result, WalError};
@@ -378,23 +378,13 @@ impl<'s> Walk<'s> {
         let mut window = Window::new(segment);
         let mut sealed = false;
         while !sealed && self.lsn < segment.limit_lsn() {
-            let (scan, group) = window.group(self.lsn, Some(self.prev_crc))?;
-            let (bytes, last_kind, last_crc) = match scan {
-                GroupScan::Whole {
-                    bytes,
-                    last_kind,
-                    last_crc,
-                } => (bytes, last_kind, last_crc),
-                GroupScan::Bad {
-                    offset,
-                    flaw,
-                    whole,
-                } => {
-                    let bad = self.lsn + offset as u64;
-                    self.end = (flaw, whole);
-                    return self.check_not_durable(segment, next, &mut window, bad);
+            let (whole, group) = match window.group(self.lsn, Some(self.prev_crc))? {
+                Ok(found) => found,
+                Err(bad) => {
+                    let lsn = self.lsn + bad.offset as u64;
+                    self.end = (bad.flaw, bad.whole);
+                    return self.check_not_durable(segment, next, &mut window, lsn);
                 }
-                GroupScan::NeedMore => unreachable!("the window gives all or Bad"),
             };
             for (offset, kind, payload) in record::records_of(group) {
                 if kind <= record::MAX_KIND {
@@ -402,10 +392,10 @@ impl<'s> Walk<'s> {
                 }
             }
             self.records += user_records(group);
-            self.lsn += align::round_up(bytes) as u64;
-            self.prev_crc = last_crc;
-            self.last_kind = last_kind;
-            sealed = last_kind == KIND_SEAL;
+            self.lsn += whole.padded_bytes();
+            self.prev_crc = whole.last_crc;
+            self.last_kind = whole.last_kind;
+            sealed = whole.last_kind == KIND_SEAL;
         }
         self.end = (Flaw::Empty, 0);
         match next {

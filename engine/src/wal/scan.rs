@@ -2,10 +2,11 @@
 
 use super::Lsn;
 use super::record::{
-    self, Flaw, GroupScan, HEADER_BYTES as RECORD_HEADER_BYTES, MAX_GROUP_BYTES, decode_group,
+    self, BadGroup, Flaw, GroupScan, HEADER_BYTES as RECORD_HEADER_BYTES, MAX_GROUP_BYTES,
+    WholeGroup, decode_group,
 };
 use super::segment::{HEADER_BYTES, Segment};
-use crate::disk::{AlignedBuf, BLOCK_BYTES, DiskError, align};
+use crate::disk::{AlignedBuf, BLOCK_BYTES, DiskError};
 
 type Result<T> = std::result::Result<T, DiskError>;
 
@@ -61,8 +62,12 @@ impl<'s> Window<'s> {
         Ok(&self.bytes[from.min(to)..to])
     }
 
-    /// The group at `lsn`: what it is, and its bytes if it is whole.
-    pub(super) fn group(&mut self, lsn: Lsn, prev_crc: Option<u32>) -> Result<(GroupScan, &[u8])> {
+    /// The group at `lsn`, with its bytes, if there is a whole one.
+    pub(super) fn group(
+        &mut self,
+        lsn: Lsn,
+        prev_crc: Option<u32>,
+    ) -> Result<std::result::Result<(WholeGroup, &[u8]), BadGroup>> {
         let offset = self.segment.offset_of(lsn);
         let mut length = BLOCK_BYTES;
         loop {
@@ -71,18 +76,17 @@ impl<'s> Window<'s> {
             match decode_group(bytes, lsn, prev_crc) {
                 GroupScan::NeedMore if !at_end => length *= 2,
                 GroupScan::NeedMore => {
-                    let scan = GroupScan::Bad {
+                    return Ok(Err(BadGroup {
                         offset: 0,
                         flaw: Flaw::Short,
                         whole: 0,
-                    };
-                    return Ok((scan, &[]));
+                    }));
                 }
-                scan @ GroupScan::Whole { bytes: count, .. } => {
+                GroupScan::Whole(whole) => {
                     let group = self.at(offset, length)?;
-                    return Ok((scan, &group[..count]));
+                    return Ok(Ok((whole, &group[..whole.bytes])));
                 }
-                scan @ GroupScan::Bad { .. } => return Ok((scan, &[])),
+                GroupScan::Bad(bad) => return Ok(Err(bad)),
             }
         }
     }
@@ -141,18 +145,12 @@ impl<'s> Window<'s> {
     pub(super) fn whole_after(&mut self, from: Lsn) -> Result<(u64, Lsn)> {
         let (mut lsn, mut prev_crc, mut records) = (from, None, 0);
         while lsn < self.segment.limit_lsn() {
-            let (
-                GroupScan::Whole {
-                    bytes, last_crc, ..
-                },
-                group,
-            ) = self.group(lsn, prev_crc)?
-            else {
+            let Ok((whole, group)) = self.group(lsn, prev_crc)? else {
                 break;
             };
             records += user_records(group);
-            prev_crc = Some(last_crc);
-            lsn += align::round_up(bytes) as u64;
+            prev_crc = Some(whole.last_crc);
+            lsn += whole.padded_bytes();
         }
         Ok((records, lsn))
     }

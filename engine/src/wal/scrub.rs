@@ -4,11 +4,11 @@
 
 use std::sync::Arc;
 
-use super::record::{GroupScan, KIND_SEAL};
+use super::record::KIND_SEAL;
 use super::scan::Window;
 use super::segment::{HEADER_BYTES, Segment, SegmentHeader};
 use super::{Lsn, WalError, WalReader};
-use crate::disk::{AlignedBuf, align};
+use crate::disk::AlignedBuf;
 
 /// How far a pass over the sealed segments is.
 #[derive(Debug, Default)]
@@ -86,31 +86,16 @@ impl LogScrub {
         // One group at least, whatever the budget: so a pass ends.
         loop {
             let group = window.group(self.lsn, Some(prev_crc));
-            let (scan, _) = group.map_err(|error| (self.lsn, WalError::Disk(error)))?;
-            let (bytes, last_kind, last_crc) = match scan {
-                GroupScan::Whole {
-                    bytes,
-                    last_kind,
-                    last_crc,
-                } => (bytes, last_kind, last_crc),
-                GroupScan::Bad { offset, flaw, .. } => {
-                    let lsn = self.lsn + offset as u64;
-                    return Err((lsn, damaged(segment, lsn, flaw.as_str())));
-                }
-                GroupScan::NeedMore => {
-                    let lsn = self.lsn;
-                    return Err((
-                        lsn,
-                        damaged(segment, lsn, "the file ends within the record"),
-                    ));
-                }
-            };
-            let bytes = align::round_up(bytes) as u64;
-            *read_bytes += bytes;
-            self.lsn += bytes;
-            prev_crc = last_crc;
-            self.prev_crc = Some(last_crc);
-            if last_kind == KIND_SEAL {
+            let group = group.map_err(|error| (self.lsn, WalError::Disk(error)))?;
+            let (whole, _) = group.map_err(|bad| {
+                let lsn = self.lsn + bad.offset as u64;
+                (lsn, damaged(segment, lsn, bad.flaw.as_str()))
+            })?;
+            *read_bytes += whole.padded_bytes();
+            self.lsn += whole.padded_bytes();
+            prev_crc = whole.last_crc;
+            self.prev_crc = Some(prev_crc);
+            if whole.last_kind == KIND_SEAL {
                 (self.lsn, self.prev_crc) = (end, None);
                 return Ok(());
             }
