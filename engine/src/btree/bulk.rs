@@ -126,7 +126,7 @@ impl Edge<'_, '_, '_> {
         let page = writer.pages.page_mut(number);
         page.set_prefix((&cell.key[..shared_prefix(entries)], &[]));
         let has_room = split::try_insert(page, 0, cell);
-        debug_assert!(has_room, "a cell fits an empty leaf");
+        assert!(has_room, "a cell fits an empty leaf");
         let right = Child {
             page: number,
             has_overflow: cell.overflow,
