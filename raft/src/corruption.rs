@@ -73,6 +73,7 @@ impl Mark {
 }
 
 /// One comparison.
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Round {
     mark: Mark,
     answers: BTreeMap<u64, State>,
@@ -96,6 +97,7 @@ pub(crate) struct Corruption {
     /// The newest state of this member.
     newest: Mark,
     rounds: VecDeque<Round>,
+    /// Rounds in a row that ended without a majority.
     unclear_rounds: u32,
     /// When the alarm was proposed last for each member.
     raised: BTreeMap<u64, u64>,
@@ -121,6 +123,32 @@ impl Corruption {
     /// Notes the state that this member came to.
     pub(crate) fn applied(&mut self, mark: Mark) {
         self.newest = mark;
+    }
+
+    /// Begins a round, which ends the one before it. That one, if it was the last of
+    /// so many without a majority that there will hardly be one.
+    fn begin_round(&mut self, round: Round, voters: &[u64]) -> Option<Round> {
+        // What a round says is known when it ends: who answers first may differ in
+        // each of them from who makes the majority.
+        let ended = self.rounds.back().filter(|ended| ended.answers.len() > 1);
+        let undecided = match ended.map(|ended| judge(&ended.answers, voters)) {
+            Some(Verdict::Unclear { .. }) => {
+                self.unclear_rounds += 1;
+                let ended = self.rounds.back().cloned();
+                ended.filter(|_| self.unclear_rounds >= UNNAMED_ROUNDS)
+            }
+            Some(Verdict::Same | Verdict::Differ(_)) => {
+                self.unclear_rounds = 0;
+                None
+            }
+            None => None, // nobody has answered: nothing is known
+        };
+        self.checks += 1;
+        self.rounds.push_back(round);
+        if self.rounds.len() > MAX_ROUNDS {
+            self.rounds.pop_front();
+        }
+        undecided
     }
 }
 
@@ -183,14 +211,18 @@ impl Replica {
         for id in others.into_iter().filter(|id| *id != own_id) {
             self.answers.push((id, mark.encode(wire::STATE)));
         }
-        self.corruption.checks += 1;
-        self.corruption.rounds.push_back(Round {
+        let round = Round {
             mark,
             answers: BTreeMap::from([(own_id, mark.state)]),
-        });
-        if self.corruption.rounds.len() > MAX_ROUNDS {
-            self.corruption.rounds.pop_front();
+        };
+        let voters = self.voter_ids();
+        if let Some(undecided) = self.corruption.begin_round(round, &voters) {
+            self.raise(0, undecided.mark, &undecided.answers);
         }
+    }
+
+    fn voter_ids(&self) -> Vec<u64> {
+        self.membership.voters().map(|voter| voter.id).collect()
     }
 
     /// Whether the alarm CORRUPT names this member.
@@ -232,24 +264,20 @@ impl Replica {
         };
         round.answers.insert(from, answer.state);
         let (mark, states) = (round.mark, round.answers.clone());
-        let voters: Vec<u64> = self.membership.voters().map(|voter| voter.id).collect();
-        let verdict = judge(&states, &voters);
+        let verdict = judge(&states, &self.voter_ids());
         if verdict != Verdict::Same {
             self.corruption.mismatches += 1;
         }
         match verdict {
-            Verdict::Same => self.corruption.unclear_rounds = 0,
             Verdict::Differ(members) => {
+                self.corruption.unclear_rounds = 0;
                 for id in members {
                     self.raise(id, mark, &states);
                 }
             }
-            Verdict::Unclear { is_final } => {
-                self.corruption.unclear_rounds += 1;
-                if is_final || self.corruption.unclear_rounds >= UNNAMED_ROUNDS {
-                    self.raise(0, mark, &states);
-                }
-            }
+            Verdict::Unclear { is_final: true } => self.raise(0, mark, &states),
+            // More answers may come.
+            Verdict::Same | Verdict::Unclear { is_final: false } => {}
         }
     }
 
@@ -322,6 +350,43 @@ mod tests {
         assert_eq!(
             judge(&[(1, 7), (4, 9)]),
             Verdict::Unclear { is_final: false }
+        );
+    }
+
+    /// So many rounds, in each of which these answer in this order; how many rounds end
+    /// with the alarm for nobody by name.
+    fn unnamed(rounds: u64, voters: &[u64], answers: &[(u64, u128)]) -> usize {
+        let mut corruption = Corruption::new(1);
+        let round = |index, answers: &[(u64, u128)]| Round {
+            mark: Mark {
+                index,
+                ..Mark::default()
+            },
+            answers: states(answers),
+        };
+        let ended = (1..=rounds).filter(|index| {
+            let begun = round(*index, &answers[..1]);
+            let ended = corruption.begin_round(begun, voters);
+            corruption.rounds.back_mut().unwrap().answers = states(answers);
+            ended.is_some()
+        });
+        ended.count()
+    }
+
+    #[test]
+    fn a_round_is_judged_by_all_its_answers() {
+        let rounds = u64::from(UNNAMED_ROUNDS);
+        // Always in a majority in the end, whoever answers first.
+        let named = [(1, 7), (2, 8), (3, 7)];
+        assert_eq!(unnamed(5 * rounds, &[1, 2, 3], &named), 0);
+        // Two against two, the fifth is away: somebody agrees, and there is no majority.
+        let (voters, split) = ([1, 2, 3, 4, 5], [(1, 7), (2, 7), (3, 8), (4, 8)]);
+        assert_eq!(unnamed(rounds, &voters, &split), 0);
+        assert_eq!(unnamed(rounds + 1, &voters, &split), 1);
+        assert_eq!(
+            unnamed(5 * rounds, &[1, 2, 3], &[(1, 7)]),
+            0,
+            "all are away"
         );
     }
 
