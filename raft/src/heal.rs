@@ -156,6 +156,9 @@ impl Healing {
             Some(dir) => dir.join(&self.directory),
             None => target.join("wal"),
         };
+        // Before anything is put into it: what is in a directory that is gone is gone.
+        disk.create_dir(&target)?;
+        disk.sync_dir(&config.data_dir)?;
         let is_log = |name: &str| name.ends_with(".wal") || name.ends_with(".spare");
         move_files(disk, &wal_dir, &wal_target, is_log)?;
         // The member file last: as long as it is there, so is what it speaks of.

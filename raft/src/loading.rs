@@ -55,6 +55,18 @@ struct Begun {
 }
 
 impl Begun {
+    /// In a new store.
+    fn new(label: Label, store_number: u64, files: &StoreFiles) -> Result<Self, RaftError> {
+        let backend = files.open(store_number)?;
+        Ok(Self {
+            sink: SnapshotSink::labelled(backend.clone(), &label.encode())?,
+            label,
+            store_number,
+            backend,
+            unsaved: 0,
+        })
+    }
+
     fn load(&mut self, chunk: &[u8], checkpoint_bytes: usize) -> Result<(), RaftError> {
         self.sink.push(chunk)?;
         self.unsaved += chunk.len();
@@ -281,13 +293,16 @@ impl Incoming {
                 }
                 let store_number = loading.next_store.fetch_add(1, Ordering::Relaxed);
                 files.remove(store_number)?;
-                let backend = files.open(store_number)?;
-                Begun {
-                    sink: SnapshotSink::labelled(backend.clone(), &label.encode())?,
-                    label,
-                    store_number,
-                    backend,
-                    unsaved: 0,
+                match Begun::new(label, store_number, &files) {
+                    Ok(begun) => begun,
+                    Err(error) => {
+                        // The next attempt has another number: on a full disk each would
+                        // leave a file.
+                        if let Err(error) = files.remove(store_number) {
+                            tracing::warn!("cannot remove the store {store_number}: {error}");
+                        }
+                        return Err(error);
+                    }
                 }
             }
         };
@@ -401,5 +416,46 @@ impl Drop for Incoming {
             }
         }
         self.permit = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use raft::eraftpb::Snapshot;
+    use varve_engine::backend::BackendError;
+    use varve_engine::disk::{Disk, OpenMode, SimDisk};
+
+    use super::*;
+
+    #[test]
+    fn a_store_that_cannot_be_begun_leaves_no_file() {
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
+        disk.create_dir(Path::new("/data")).unwrap();
+        let (opening, error) = (disk.clone(), "no space left");
+        let opener = move |path: &Path| -> Result<Arc<dyn Backend>, BackendError> {
+            opening.open(path, OpenMode::Create).unwrap();
+            Err(BackendError::Other {
+                engine: "test",
+                message: error.to_owned(),
+            })
+        };
+        let files = StoreFiles::new(PathBuf::from("/data"), disk, Arc::new(opener));
+        let loading = Arc::new(Loading::recover(&files, 1, 1 << 20).unwrap());
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgSnapshot);
+        (message.from, message.to) = (2, 1);
+        let mut snapshot = Snapshot::default();
+        snapshot.mut_metadata().index = 9;
+        message.set_snapshot(snapshot);
+        let bytes = [&[VERSION][..], &wire::encode(&message)].concat();
+        for id in 0..3 {
+            let (files, loading) = (files.clone(), loading.clone());
+            let begun = Incoming::begin((2, id), &bytes.clone().into(), (1, 3), files, loading);
+            let text = begun.unwrap_err().to_string();
+            assert!(text.contains(error), "{text}");
+        }
+        assert_eq!(files.numbers().unwrap(), []);
     }
 }

@@ -7,6 +7,7 @@ use varve_engine::backend::Backend;
 use varve_engine::backend::memory::Memory;
 use varve_engine::disk::SimDisk;
 use varve_engine::disk::psync::PsyncDisk;
+use varve_engine::disk::sim::{Fault, FaultOn};
 use varve_engine::wal::{Group, WalConfig};
 
 use super::*;
@@ -17,7 +18,11 @@ const CLUSTER: u64 = 5;
 const DAMAGED: u64 = 7;
 
 fn config() -> Config {
-    let disk: Arc<dyn Disk> = Arc::new(SimDisk::new());
+    config_on(SimDisk::new())
+}
+
+fn config_on(disk: SimDisk) -> Config {
+    let disk: Arc<dyn Disk> = Arc::new(disk);
     disk.create_dir(Path::new("/data/wal")).unwrap();
     let open = |_: &Path| {
         let memory: Arc<dyn Backend> = Arc::new(Memory::new());
@@ -104,6 +109,26 @@ fn what_is_damaged_is_set_aside_and_nothing_of_it_is_lost() {
     assert_eq!(started.identity.member_id, healing.fresh_id);
     assert_eq!(started.replayed.marker.index, 0);
     assert_eq!(started.replayed.hard_state.vote, 0);
+}
+
+#[test]
+fn nothing_is_moved_into_a_directory_that_a_power_loss_could_take() {
+    let disk = SimDisk::new();
+    let config = config_on(disk.clone());
+    let healing = begin(&config);
+    disk.inject(Fault {
+        on: FaultOn::SyncDir,
+        after: 0,
+        forever: true,
+        path_contains: String::new(),
+        errno: 5,
+    });
+    healing.set_aside(&config).unwrap_err();
+    assert_eq!(names(&config, "wal"), ["1.wal", "2.wal"]);
+    assert_eq!(
+        names(&config, ""),
+        ["healing", "lock", "member", "store-000001.db"]
+    );
 }
 
 #[test]
