@@ -1,10 +1,12 @@
 //! The data directory: made with the owner's rights only, and locked for as
 //! long as the process lives, so that two processes never write one log.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use varve_engine::disk::psync::create_dirs;
 
 /// Name of the file that is locked. It stays when the process ends; the lock does not.
 const LOCK_FILE: &str = "lock";
@@ -32,6 +34,16 @@ pub enum DataDirError {
     )]
     NotADirectory {
         /// Its path.
+        path: PathBuf,
+    },
+    /// It is one of etcd's.
+    #[error(
+        "cannot use data directory {}: it has a directory \"member\", as etcd's have, and the \
+         formats differ; choose another with --data-dir",
+        path.display()
+    )]
+    OfEtcd {
+        /// The directory.
         path: PathBuf,
     },
     /// Another process holds it.
@@ -69,11 +81,12 @@ impl DataDir {
                 path: path.to_owned(),
             });
         }
-        DirBuilder::new()
-            .recursive(true)
-            .mode(DIR_MODE)
-            .create(path)
-            .map_err(failed("create it"))?;
+        if path.join(varve_raft::MEMBER_FILE).is_dir() {
+            return Err(DataDirError::OfEtcd {
+                path: path.to_owned(),
+            });
+        }
+        create_dirs(path).map_err(failed("create it"))?;
         warn_if_open_to_others(path);
         let lock = OpenOptions::new()
             .create(true)
@@ -135,6 +148,15 @@ mod tests {
         ));
         drop(first);
         DataDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_directory_of_etcd_is_told_and_left_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(parent.path().join("member/wal")).unwrap();
+        let error = DataDir::open(parent.path()).unwrap_err();
+        assert!(error.to_string().contains("as etcd's have"), "{error}");
+        assert!(!parent.path().join(LOCK_FILE).exists());
     }
 
     #[test]

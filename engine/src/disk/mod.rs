@@ -64,7 +64,8 @@ pub trait Disk: Send + Sync + std::fmt::Debug {
     /// has them.
     fn list(&self, dir: &Path) -> Result<Vec<String>>;
 
-    /// Makes `dir` and what is missing above it. It is no error if it exists.
+    /// Makes `dir` and what is missing above it; durable on return. It is no error if it
+    /// exists.
     fn create_dir(&self, dir: &Path) -> Result<()>;
 
     /// Gives the file `from` the name `to`, replacing what was there.

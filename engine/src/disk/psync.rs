@@ -4,12 +4,17 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use super::map::Region;
 use super::{Disk, DiskError, File, Map, OpenMode, Result, align};
+
+/// What is made here is for its owner alone: also where a directory of its own, for the
+/// log, is open to others.
+const FILE_MODE: u32 = 0o600;
+const DIR_MODE: u32 = 0o700;
 
 /// Real files with one system call per operation. Works everywhere.
 #[derive(Debug, Default, Clone, Copy)]
@@ -52,7 +57,7 @@ impl Disk for PsyncDisk {
     }
 
     fn create_dir(&self, dir: &Path) -> Result<()> {
-        fs::create_dir_all(dir).map_err(|e| DiskError::io("create dir", dir, 0, e))
+        create_dirs(dir).map_err(|e| DiskError::io("create dir", dir, 0, e))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
@@ -75,6 +80,20 @@ impl Disk for PsyncDisk {
     }
 }
 
+/// Makes a directory and those above it that are missing, for their owner alone, so that
+/// a power loss does not take their names.
+pub fn create_dirs(dir: &Path) -> io::Result<()> {
+    let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.is_dir();
+    let missing: Vec<&Path> = dir.ancestors().take_while(is_missing).collect();
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(DIR_MODE).create(dir)?;
+    for made in missing {
+        let above = made.parent().filter(|above| !above.as_os_str().is_empty());
+        fs::File::open(above.unwrap_or(Path::new(".")))?.sync_all()?;
+    }
+    Ok(())
+}
+
 /// A file of the operating system. [`super::uring`] adds another
 /// `write_durable` to it.
 #[derive(Debug)]
@@ -93,7 +112,7 @@ impl SystemFile {
     pub(super) fn open(path: &Path, mode: OpenMode, log: bool) -> Result<Self> {
         let fail = |e| DiskError::io("open", path, 0, e);
         let mut options = fs::OpenOptions::new();
-        options.read(true).write(true);
+        options.read(true).write(true).mode(FILE_MODE);
         match mode {
             OpenMode::Existing => {}
             OpenMode::Create => {
