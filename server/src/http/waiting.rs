@@ -19,7 +19,11 @@ pub(super) fn answer(notice: &Notice, port: Port, path: &str) -> Reply {
         // It is well enough not to be started again, and not well enough to be asked.
         (Port::Client, "/livez") => reply(StatusCode::OK, PLAIN, "ok\n"),
         (Port::Client, "/readyz") => {
-            let text = format!("[-]healing failed: {}\n", notice.reason());
+            let what = match notice.damaged_id() {
+                Some(_) => "healing",
+                None => "start",
+            };
+            let text = format!("[-]{what} failed: {}\n", notice.reason());
             reply(StatusCode::SERVICE_UNAVAILABLE, PLAIN, text)
         }
         (Port::Client, "/metrics") => reply(StatusCode::OK, CONTENT_TYPE, metrics(notice)),

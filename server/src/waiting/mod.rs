@@ -28,10 +28,11 @@ use crate::http::{self, Port};
 
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Connections at once, of both ports together.
+/// Connections at once: of clients, and of members. However many clients come, the
+/// members that could let this one in find it.
 const MAX_CONNECTIONS: usize = 1024;
-/// How long a connection may say nothing.
-const IDLE: Duration = Duration::from_secs(30);
+/// How long a connection may last: whoever asks again connects again.
+const LIFETIME: Duration = Duration::from_secs(30);
 
 /// What a member waits for that cannot serve yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,14 +133,23 @@ impl WaitingRoom {
         members: &[Arc<TcpListener>],
         notice: &Arc<Notice>,
     ) -> Self {
+        Self::with_connections(clients, members, notice, MAX_CONNECTIONS)
+    }
+
+    fn with_connections(
+        clients: &[Arc<TcpListener>],
+        members: &[Arc<TcpListener>],
+        notice: &Arc<Notice>,
+        most: usize,
+    ) -> Self {
         let mut tasks = JoinSet::new();
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let ports = clients.iter().map(|listener| (listener, Port::Client));
-        let ports = ports.chain(members.iter().map(|listener| (listener, Port::Peer)));
-        for (listener, port) in ports {
-            let (listener, notice) = (Arc::clone(listener), Arc::clone(notice));
-            let slots = Arc::clone(&slots);
-            tasks.spawn(async move { accept(&listener, port, &notice, &slots).await });
+        for (listeners, port) in [(clients, Port::Client), (members, Port::Peer)] {
+            let slots = Arc::new(Semaphore::new(most));
+            for listener in listeners {
+                let (listener, notice) = (Arc::clone(listener), Arc::clone(notice));
+                let slots = Arc::clone(&slots);
+                tasks.spawn(async move { accept(&listener, port, &notice, &slots).await });
+            }
         }
         Self { _tasks: tasks }
     }
@@ -159,7 +169,7 @@ async fn accept(listener: &TcpListener, port: Port, notice: &Arc<Notice>, slots:
                 connections.spawn(async move {
                     let _slot = slot;
                     // Whoever is cut off comes again.
-                    let _ = timeout(IDLE, serve(stream, port, notice)).await;
+                    let _ = timeout(LIFETIME, serve(stream, port, notice)).await;
                 });
             }
             Err(_) => sleep(ACCEPT_PAUSE).await,
@@ -179,4 +189,40 @@ async fn serve(stream: TcpStream, port: Port, notice: Arc<Notice>) -> std::io::R
         (false, Port::Peer) => frames::refuse(stream, &notice).await?,
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    async fn listener() -> (Arc<TcpListener>, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (Arc::new(listener), address)
+    }
+
+    #[tokio::test]
+    async fn clients_do_not_take_the_places_of_members() {
+        let ((clients, client_address), (members, member_address)) =
+            (listener().await, listener().await);
+        let notice = Notice::is_new("a", 1, 2);
+        let _room = WaitingRoom::with_connections(&[clients], &[members], &notice, 2);
+        let mut held = Vec::new();
+        for _ in 0..2 {
+            held.push(TcpStream::connect(client_address).await.unwrap());
+        }
+        // One more is closed: the others have been let in.
+        let mut third = TcpStream::connect(client_address).await.unwrap();
+        assert_eq!(third.read(&mut [0]).await.unwrap_or(0), 0);
+        let mut member = TcpStream::connect(member_address).await.unwrap();
+        let request = b"GET /members HTTP/1.0\r\n\r\n";
+        member.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        member.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains("\"newId\":\"2\""), "{answer}");
+    }
 }
