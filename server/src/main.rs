@@ -84,20 +84,51 @@ async fn serve(config: &Config) -> Result<(), NodeError> {
         config.data_dir.display(),
         config.engine.name()
     );
-    let mut node = RunningNode::start(config).await?;
-    // From here on a signal asks for an orderly end.
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    // Before the start, which may wait for other members: process 1 of a container is
+    // not ended by a signal that it does not handle.
+    let mut signals = Signals::new().map_err(failed)?;
+    let mut found = None;
     loop {
-        let found = match serve_until(config, node, &mut terminate, &mut interrupt).await? {
+        let start = async {
+            match found.take() {
+                None => RunningNode::start(config).await,
+                Some(found) => RunningNode::start_damaged(config, found).await,
+            }
+        };
+        let node = tokio::select! {
+            started = start => started?,
+            name = signals.next() => {
+                tracing::info!("received {name} before it served, stopped");
+                return Ok(());
+            }
+        };
+        match serve_until(config, node, &mut signals).await? {
             End::Asked => return Ok(()),
-            End::Damaged(found) => found,
-        };
-        node = tokio::select! {
-            started = RunningNode::start_damaged(config, found) => started?,
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-        };
+            End::Damaged(what) => found = Some(what),
+        }
+    }
+}
+
+/// The signals that ask for an orderly end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for the next one; its name.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
     }
 }
 
@@ -112,8 +143,7 @@ enum End {
 async fn serve_until(
     config: &Config,
     node: RunningNode,
-    terminate: &mut Signal,
-    interrupt: &mut Signal,
+    signals: &mut Signals,
 ) -> Result<End, NodeError> {
     let handle = node.handle().clone();
     let publish = RunningNode::publish(
@@ -128,12 +158,8 @@ async fn serve_until(
     });
     let mut damage = None;
     let failure = tokio::select! {
-        _ = terminate.recv() => {
-            tracing::info!("received SIGTERM, shutting down");
-            None
-        }
-        _ = interrupt.recv() => {
-            tracing::info!("received SIGINT, shutting down");
+        name = signals.next() => {
+            tracing::info!("received {name}, shutting down");
             None
         }
         () = RunningNode::removed(handle.clone()) => {
@@ -161,8 +187,7 @@ async fn serve_until(
     tokio::select! {
         stopped = node.stop() => stopped?,
         // Who asks twice does not want to wait.
-        _ = terminate.recv() => tracing::warn!("stopping at once"),
-        _ = interrupt.recv() => tracing::warn!("stopping at once"),
+        _ = signals.next() => tracing::warn!("stopping at once"),
     }
     match failure {
         None => {

@@ -3,10 +3,11 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
-use common::{Cluster, free_port, get, put, run_to_end};
+use common::{Cluster, free_port, get, put, run_to_end, wait_until};
 
 #[test]
 fn wrong_flags_are_named() {
@@ -234,6 +235,24 @@ fn both_signals_end_a_node_in_order() {
 }
 
 #[test]
+fn both_signals_end_a_node_that_waits_for_others() {
+    let mut cluster = Cluster::prepare(3, &[]);
+    for signal in ["TERM", "INT"] {
+        cluster.spawn(0);
+        wait_until("it waits for others", || {
+            let (_, health) = cluster.members[0].get("/health");
+            health.contains("is new; it waits for a quorum")
+        });
+        assert!(cluster.members[0].signal(signal).success());
+        let log = cluster.members[0].log();
+        assert!(
+            log.contains(&format!("received SIG{signal} before it served, stopped")),
+            "{log}"
+        );
+    }
+}
+
+#[test]
 fn systemd_is_told_when_it_serves() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("notify");
@@ -287,7 +306,15 @@ async fn the_log_in_a_directory_of_its_own() {
     cluster.wait_healthy();
     put(&cluster.client(), "k", "v").await.unwrap();
     cluster.members[0].kill();
-    assert!(std::fs::read_dir(&wal_dir).unwrap().next().is_some());
+    let files = std::fs::read_dir(&wal_dir).unwrap();
+    let mut paths: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    assert!(!paths.is_empty());
+    // All that was written is in there: nobody else may read it.
+    paths.push(wal_dir);
+    for path in paths {
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{}", path.display());
+    }
     assert!(!cluster.members[0].data_dir.join("wal").exists());
     cluster.spawn(0);
     cluster.wait_healthy();

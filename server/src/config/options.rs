@@ -97,7 +97,8 @@ fn duration(text: &str) -> Result<Duration, String> {
             _ => return Err(malformed()),
         };
         let number: f64 = number.parse().map_err(|_| malformed())?;
-        total += Duration::try_from_secs_f64(number * seconds).map_err(|_| malformed())?;
+        let part = Duration::try_from_secs_f64(number * seconds).map_err(|_| malformed())?;
+        total = total.checked_add(part).ok_or_else(malformed)?;
         rest = tail;
     }
     if text.is_empty() {
@@ -478,7 +479,8 @@ mod tests {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
         }
         assert_eq!(duration("600000000000"), Ok(Duration::from_secs(600)));
-        for text in ["", "x", "1.2.3s", "10q", "-1s", "s"] {
+        let too_long = "5000000000000000h5000000000000000h";
+        for text in ["", "x", "1.2.3s", "10q", "-1s", "s", too_long] {
             assert!(duration(text).is_err(), "{text}");
         }
     }
