@@ -428,7 +428,7 @@ impl Batch<'_> {
         let learner = tagged.change.replacement();
         let learner = learner.map(|id| (ConfChangeType::AddLearnerNode, id));
         match outcome {
-            Ok(()) => tracing::info!("membership changed at entry {index}: {:?}", tagged.change),
+            Ok(()) => tracing::info!("membership changed at entry {index}: {}", tagged.change),
             Err(error) => tracing::error!("entry {index} changes no member: {error}"),
         }
         self.changes.push(AppliedChange {

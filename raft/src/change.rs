@@ -13,6 +13,8 @@
 //! and nothing says who may take its place. It changes one voter, as a removal does: the
 //! learner that comes with it is in no quorum.
 
+use std::fmt;
+
 use bytes::Bytes;
 use raft::eraftpb::ConfChangeType;
 use varve_types::{DecodeError, Reader};
@@ -46,6 +48,27 @@ pub enum Change {
         /// The one that comes. Only id, name and peer URLs count.
         by: Member,
     },
+}
+
+/// Ids in hex, as everywhere.
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Add(member) => {
+                let (id, urls) = (member.id, member.peer_urls.join(", "));
+                let with = if member.is_learner { "without" } else { "with" };
+                write!(f, "member {id:x} at {urls} joins, {with} a vote")
+            }
+            Self::Remove(id) => write!(f, "member {id:x} leaves"),
+            Self::Update { id, peer_urls } => {
+                write!(f, "member {id:x} is at {}", peer_urls.join(", "))
+            }
+            Self::Promote(id) => write!(f, "learner {id:x} gets its vote"),
+            Self::Replace { id, by } => {
+                write!(f, "learner {:x} takes the place of {id:x}", by.id)
+            }
+        }
+    }
 }
 
 /// A change, and who waits for its outcome.

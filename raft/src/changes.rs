@@ -400,7 +400,7 @@ impl Replica {
 
     fn refuse_change(&mut self, tagged: &Tagged, error: ApiError, out: &mut Output) {
         tracing::warn!(
-            "refused to change the membership ({:?}): {error}",
+            "refused to change the membership ({}): {error}",
             tagged.change
         );
         match tagged.origin == self.settings.member_id {

@@ -149,6 +149,9 @@ impl NodeHandle {
         if shared.is_disk_stuck() {
             errors.push("the disk is stuck: no write of the log completes".to_owned());
         }
+        if shared.lacks_space() {
+            errors.push("the disk is full: log or store wait for space".to_owned());
+        }
         let noted = shared.damage().map(str::to_owned);
         let found = noted.or_else(|| shared.known_damage().first);
         errors.extend(found.map(|found| format!("DAMAGED: {found}")));
@@ -208,6 +211,11 @@ impl NodeHandle {
     /// Whether the disk hangs: writes of the log are out, and none completes.
     pub fn is_disk_stuck(&self) -> bool {
         self.shared.is_disk_stuck()
+    }
+
+    /// Whether the disk is full: log or store wait for space, and writes are refused.
+    pub fn lacks_space(&self) -> bool {
+        self.shared.lacks_space()
     }
 
     /// This member's id.

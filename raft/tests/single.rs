@@ -305,6 +305,8 @@ fn a_full_disk_refuses_writes_until_there_is_room_without_a_restart() {
         }
     };
     assert_eq!(refused, ApiError::NoSpace);
+    let errors = node.status().errors;
+    assert_eq!(errors, ["the disk is full: log or store wait for space"]);
     assert!(acknowledged > 10, "{acknowledged} entries");
     assert_eq!(node.failure(), None);
     let view = read(&node).unwrap();
@@ -316,4 +318,5 @@ fn a_full_disk_refuses_writes_until_there_is_room_without_a_restart() {
     assert_eq!(value(&view, b"last").unwrap(), b"here");
     assert_eq!(common::keys(&view), acknowledged + 2);
     assert_eq!(node.failure(), None);
+    assert_eq!(node.status().errors, [""; 0]);
 }

@@ -114,6 +114,11 @@ pub(super) fn raft(page: &mut Page, service: &Service) {
         "Whether writes of the log are out and none completes: such a member refuses requests.",
         flag(&metrics.is_disk_stuck),
     );
+    page.gauge(
+        "varve_disk_full",
+        "Whether log or store wait for space: such a member refuses writes.",
+        u8::from(service.node.lacks_space()),
+    );
     page.counter(
         "varve_disk_stalls_total",
         "How often the disk was found stuck.",
