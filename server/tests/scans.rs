@@ -6,74 +6,25 @@
 mod common;
 
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::Cluster;
-use varve_client::{Client, ClientConfig, RawConnection};
+use common::fill::{VALUE_BYTES, fill};
+use varve_client::RawConnection;
 use varve_protocol::{Flags, Request};
-use varve_types::{PutRequest, RangeRequest, RequestOp, TxnRequest};
+use varve_types::RangeRequest;
 
 const MIB: usize = 1 << 20;
 const SCANS: usize = 50;
 /// What all of them may add: each has some pieces of 256 KiB on their way.
 const MOST_BYTES: usize = 64 * MIB;
-/// Four fill a page.
-const VALUE_BYTES: usize = 900;
-/// Keys in one transaction.
-const PART: usize = 100;
 
 fn mib() -> usize {
     std::env::var("VARVE_TEST_MIB").map_or(64, |text| text.parse().expect("a number"))
 }
 
-fn client(endpoint: &str) -> Client {
-    let config = ClientConfig {
-        command_timeout: common::PATIENCE,
-        ..ClientConfig::default()
-    };
-    Client::new(&[endpoint], config).unwrap()
-}
-
-/// Writes so many keys.
-async fn fill(endpoint: &str, keys: usize) {
-    let next = Arc::new(AtomicUsize::new(0));
-    let tasks: Vec<_> = (0..16)
-        .map(|_| {
-            let (client, next) = (client(endpoint), Arc::clone(&next));
-            tokio::spawn(async move {
-                loop {
-                    let first = next.fetch_add(PART, Ordering::Relaxed);
-                    if first >= keys {
-                        return;
-                    }
-                    let names: Vec<_> = (first..keys.min(first + PART))
-                        .map(|number| format!("scan/{number:08}"))
-                        .collect();
-                    let value = [b'v'; VALUE_BYTES];
-                    let puts = names.iter().map(|name| {
-                        RequestOp::Put(PutRequest {
-                            key: name.as_bytes(),
-                            value: &value,
-                            ..PutRequest::default()
-                        })
-                    });
-                    let txn = TxnRequest {
-                        success: puts.collect(),
-                        ..TxnRequest::default()
-                    };
-                    // A busy disk may make the node refuse some.
-                    while client.txn(txn.clone()).await.is_err() {
-                        tokio::time::sleep(Duration::from_millis(50)).await;
-                    }
-                }
-            })
-        })
-        .collect();
-    for task in tasks {
-        task.await.unwrap();
-    }
+fn name(number: usize) -> String {
+    format!("scan/{number:08}")
 }
 
 /// Reads all keys and throws them away; bytes that came.
@@ -105,7 +56,7 @@ async fn full_scans_at_one_time_add_little_memory() {
     let keys = mib() * MIB / VALUE_BYTES;
     let mut cluster = Cluster::start(1, &[]);
     let endpoint = cluster.members[0].endpoint();
-    fill(&endpoint, keys).await;
+    fill(&endpoint, keys, name).await;
     // A new process has nothing in store that the scans could use.
     cluster.members[0].signal("TERM");
     cluster.spawn(0);

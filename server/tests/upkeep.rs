@@ -9,80 +9,15 @@ mod common;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::Cluster;
-use varve_client::{Client, ClientConfig, ClientError};
-use varve_types::{
-    CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
-};
+use common::fill::{VALUE_BYTES, fill, insist, patient_client};
+use varve_client::Client;
+use varve_types::{CompactionRequest, DeleteRangeRequest, RangeRequest};
 
 const MIB: u64 = 1 << 20;
-/// Four fill a page.
-const VALUE_BYTES: usize = 900;
-/// Operations of one transaction.
-const PART: usize = 100;
-
-fn client(endpoint: &str) -> Client {
-    let config = ClientConfig {
-        command_timeout: 2 * common::PATIENCE,
-        ..ClientConfig::default()
-    };
-    Client::new(&[endpoint], config).unwrap()
-}
-
-/// Asks again while it is refused: a busy disk may make the node do that. What is asked
-/// here may be done twice.
-async fn insist<T, F>(mut ask: impl FnMut() -> F) -> T
-where
-    F: Future<Output = Result<T, ClientError>>,
-{
-    let started = Instant::now();
-    loop {
-        match ask().await {
-            Ok(answer) => return answer,
-            Err(error) => assert!(started.elapsed() < common::PATIENCE, "{error}"),
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// Puts the keys that `name` gives to the numbers below `count`.
-async fn fill(endpoint: &str, count: usize, name: fn(usize) -> String) {
-    let next = Arc::new(AtomicUsize::new(0));
-    let tasks: Vec<_> = (0..16)
-        .map(|_| {
-            let (client, next) = (client(endpoint), Arc::clone(&next));
-            tokio::spawn(async move {
-                loop {
-                    let first = next.fetch_add(PART, Ordering::Relaxed);
-                    if first >= count {
-                        return;
-                    }
-                    let names: Vec<_> = (first..count.min(first + PART)).map(name).collect();
-                    let value = [b'v'; VALUE_BYTES];
-                    let puts = names.iter().map(|name| {
-                        RequestOp::Put(PutRequest {
-                            key: name.as_bytes(),
-                            value: &value,
-                            ..PutRequest::default()
-                        })
-                    });
-                    let txn = TxnRequest {
-                        success: puts.collect(),
-                        ..TxnRequest::default()
-                    };
-                    insist(|| client.txn(txn.clone())).await;
-                }
-            })
-        })
-        .collect();
-    for task in tasks {
-        task.await.unwrap();
-    }
-}
-
 /// A compaction that is asked for again may have been made.
 async fn compact(client: &Client, compaction: &CompactionRequest) {
     insist(|| async {
@@ -139,7 +74,7 @@ async fn free_space_goes_back_without_a_command_while_reads_are_answered() {
     let cluster = Cluster::start(1, &[]);
     let endpoint = cluster.members[0].endpoint();
     fill(&endpoint, KEYS, quarter).await;
-    let client = client(&endpoint);
+    let client = patient_client(&endpoint);
     let mut revision = 0;
     for part in 1..4 {
         for first in (0..KEYS / 4).step_by(1000) {
@@ -212,7 +147,7 @@ async fn measure(endpoint: &str, time: Duration) -> (f64, Duration) {
     let started = Instant::now();
     let tasks: Vec<_> = (0..16)
         .map(|writer| {
-            let client = client(endpoint);
+            let client = patient_client(endpoint);
             tokio::spawn(async move {
                 let mut times = Vec::new();
                 while started.elapsed() < time {
@@ -242,7 +177,7 @@ async fn puts_go_on_beside_a_compaction() {
     let endpoint = cluster.members[0].endpoint();
     // A transaction is one revision of each key.
     fill(&endpoint, REVISIONS, again).await;
-    let client = client(&endpoint);
+    let client = patient_client(&endpoint);
     let (rate, slow) = measure(&endpoint, TIME).await;
     let status = insist(|| client.status(&endpoint)).await;
     let revision = status.header.revision;

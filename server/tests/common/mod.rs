@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test file uses its part
 #![allow(missing_docs, unreachable_pub)]
 
+pub mod fill;
 pub mod load;
 
 use std::fs::File;
