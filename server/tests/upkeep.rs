@@ -129,11 +129,8 @@ async fn free_space_goes_back_without_a_command_while_reads_are_answered() {
         most - full < full / 20 + 4 * MIB,
         "{most} bytes, before {full}"
     );
-    // The promise is 10 ms on a machine of its own.
-    assert!(
-        longest < Duration::from_secs(2),
-        "no answer for {longest:?}"
-    );
+    // The promise is 10 ms on a machine of its own; a busy one may stop for seconds.
+    assert!(longest < common::PATIENCE, "no answer for {longest:?}");
     assert!(answers > 100);
 }
 
