@@ -29,6 +29,9 @@ pub enum Mutation {
     EntrySkipped,
     /// A member does not notice that its disk hangs.
     StuckDiskUnnoticed,
+    /// A leader tells that a change of the membership is committed before it has that
+    /// durably.
+    UnsettledCommit,
     /// A reader does not look again whether the slot that it pinned is current.
     PinWithoutSecondLook,
     /// What is sequentially consistent is only acquire and release.
@@ -40,7 +43,7 @@ pub enum Mutation {
 impl Mutation {
     /// Those that the simulation finds, with the names that command lines use. The
     /// others are found by the models in `btree/tests/models.rs`.
-    pub const ALL: [(&'static str, Self); 11] = [
+    pub const ALL: [(&'static str, Self); 12] = [
         ("ack-before-sync", Self::AckBeforeSync),
         ("vote-not-persisted", Self::VoteNotPersisted),
         ("term-forgotten", Self::TermForgotten),
@@ -52,6 +55,7 @@ impl Mutation {
         ("snapshot-misses-key", Self::SnapshotMissesKey),
         ("entry-skipped", Self::EntrySkipped),
         ("stuck-disk-unnoticed", Self::StuckDiskUnnoticed),
+        ("unsettled-commit", Self::UnsettledCommit),
     ];
 }
 

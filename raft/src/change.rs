@@ -16,13 +16,18 @@
 use std::fmt;
 
 use bytes::Bytes;
-use raft::eraftpb::ConfChangeType;
+use raft::eraftpb::{ConfChangeType, Entry, EntryType};
 use varve_types::{DecodeError, Reader};
 
 use crate::membership::Member;
 
 /// First byte of a change in the log.
 pub(crate) const FORMAT: u8 = 2;
+
+/// Whether an entry of the log changes the membership.
+pub(crate) fn is_change(entry: &Entry) -> bool {
+    entry.get_entry_type() != EntryType::EntryNormal || entry.data.first() == Some(&FORMAT)
+}
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]

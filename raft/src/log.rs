@@ -20,6 +20,7 @@ use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, StorageError};
 use varve_engine::wal::{Lsn, WalReader};
 
+use crate::change;
 use crate::error::RaftError;
 use crate::record::{self, Record};
 
@@ -61,6 +62,8 @@ pub(crate) struct RaftLog {
     cache_limit: usize,
     /// Entries up to this index may leave the cache.
     handed: u64,
+    /// Index of the newest entry that changes the membership; it may be void since.
+    newest_change: u64,
     initial: RaftState,
     reader: WalReader,
     fetches: RefCell<Fetches>,
@@ -94,6 +97,7 @@ impl RaftLog {
             cache_bytes: 0,
             cache_limit,
             handed: before.0,
+            newest_change: 0,
             initial: RaftState::default(),
             reader,
             fetches: RefCell::default(),
@@ -152,6 +156,9 @@ impl RaftLog {
         );
         self.truncate_from(first.index);
         for entry in entries {
+            if change::is_change(entry) {
+                self.newest_change = entry.index;
+            }
             self.push(entry.clone(), 0);
         }
         self.evict();
@@ -169,6 +176,17 @@ impl RaftLog {
         }
         self.handed = self.last();
         self.evict();
+    }
+
+    /// Tells a recovered log where its newest change of the membership is.
+    pub(crate) fn set_newest_change(&mut self, index: u64) {
+        self.newest_change = index;
+    }
+
+    /// Index of the newest entry that changes the membership, or 0. An index that another
+    /// entry has taken since may be given.
+    pub(crate) fn newest_change(&self) -> u64 {
+        self.newest_change
     }
 
     fn push(&mut self, entry: Entry, lsn: Lsn) {

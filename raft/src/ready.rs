@@ -52,6 +52,9 @@ pub(crate) struct InFlight {
     applying: VecDeque<(u64, usize)>,
     applying_bytes: usize,
     handed: u64,
+    /// Committed, and not handed out before that is settled: see
+    /// [`Replica::commit_is_settled`].
+    unsettled: Vec<Entry>,
 }
 
 impl InFlight {
@@ -68,6 +71,7 @@ impl InFlight {
             applying: VecDeque::new(),
             applying_bytes: 0,
             handed: applied,
+            unsettled: Vec::new(),
         }
     }
 
@@ -155,17 +159,16 @@ impl Replica {
         // Only a leader has messages that need not wait: its term is durable, or nobody
         // could have voted for it. But one that votes alone leads before that, and what
         // it sent to learners would be of a term that it may lead once more.
-        let mut unready = Vec::new();
-        match self.durable_state.term == self.raw.raft.term {
-            true => out.send_all(ready.take_messages()),
-            false => unready = ready.take_messages(),
+        let mut unready = self.without_unsettled_commit(ready.take_messages());
+        if self.durable_state.term == self.raw.raft.term {
+            out.send_all(unready.drain(..));
         }
 
         if let Some(state) = ready.hs() {
             self.hard_state = state.clone();
         }
         let number = ready.number();
-        let must_sync = ready.must_sync();
+        let must_sync = ready.must_sync() || self.must_settle_commit();
         let snapshot = ready.snapshot().get_metadata().clone();
         let entries = ready.take_entries();
         let mut waiting = self.send_early(ready.take_persisted_messages(), out);
@@ -198,8 +201,39 @@ impl Replica {
             self.raw.advance_append_async(ready);
             self.after_writes_out(write);
         }
-        self.hand_out(committed);
+        self.in_flight.unsettled.extend(committed);
+        self.hand_out_settled();
         Ok(())
+    }
+
+    /// Whether it is durable that entries up to `index` are committed, as far as they change
+    /// the membership. Before that nobody learns it: they are not applied here, nor answered,
+    /// nor told of. Else a member that is removed learns it and stops for good, and who told
+    /// it forgets it in a power loss: it may need the vote of the one that is gone.
+    fn commit_is_settled(&self, index: u64) -> bool {
+        let change = self.raw.store().newest_change();
+        index < change || self.durable_state.commit >= change || is_on(Mutation::UnsettledCommit)
+    }
+
+    /// Whether the hard state is to be written for its commit index alone.
+    fn must_settle_commit(&self) -> bool {
+        let change = self.raw.store().newest_change();
+        self.hard_state.commit >= change
+            && self.written_state.commit < change
+            && !is_on(Mutation::UnsettledCommit)
+    }
+
+    /// Takes out of a leader's messages that a change of the membership is committed, until
+    /// that is settled. Who gets them takes it for committed later.
+    fn without_unsettled_commit(&self, mut messages: Vec<Message>) -> Vec<Message> {
+        let change = self.raw.store().newest_change();
+        if !self.commit_is_settled(change) {
+            for message in messages.iter_mut().filter(|m| m.commit >= change) {
+                // Without its term it counts for nothing in answers to candidates.
+                (message.commit, message.commit_term) = (change - 1, 0);
+            }
+        }
+        messages
     }
 
     /// Sends what depends on nothing but a term that is durable already, so that
@@ -297,6 +331,9 @@ impl Replica {
             membership: loaded.membership.clone(),
         };
         self.store = marker.store;
+        // Before the log lets go of them. Who sent the snapshot has settled them.
+        let committed = std::mem::take(&mut self.in_flight.unsettled);
+        self.hand_out(committed);
         record::push_marker(group, &marker)?;
         self.raw.mut_store().reset(index, term);
         self.in_flight.handed = index;
@@ -352,7 +389,12 @@ impl Replica {
 
     fn completed(&mut self, write: Write) {
         if let Some(state) = write.hard_state {
+            let change = self.raw.store().newest_change();
+            let was_settled = self.commit_is_settled(change);
             self.durable_state = state;
+            if !was_settled && self.commit_is_settled(change) && self.is_leader() {
+                self.raw.raft.bcast_append(); // now the others may know
+            }
         }
         if let Some(number) = write.ready {
             self.raw.on_persist_ready(number);
@@ -366,6 +408,16 @@ impl Replica {
                 .push(ApplyJob::Install(Box::new(loaded)));
         }
         self.in_flight.released.extend(write.messages);
+        self.hand_out_settled();
+    }
+
+    fn hand_out_settled(&mut self) {
+        if let Some(last) = self.in_flight.unsettled.last()
+            && self.commit_is_settled(last.index)
+        {
+            let committed = std::mem::take(&mut self.in_flight.unsettled);
+            self.hand_out(committed);
+        }
     }
 
     /// Hands committed entries to the applier, with the sinks of those who wait.
@@ -409,10 +461,10 @@ impl Replica {
     /// What an entry changes of the membership. One that cannot be read changes
     /// nothing, on any member.
     fn change_of(&mut self, entry: &Entry) -> Option<ToChange> {
-        let in_conf_change = entry.get_entry_type() != EntryType::EntryNormal;
-        if !in_conf_change && entry.data.first() != Some(&change::FORMAT) {
+        if !change::is_change(entry) {
             return None;
         }
+        let in_conf_change = entry.get_entry_type() != EntryType::EntryNormal;
         match Tagged::of_entry(&entry.data, in_conf_change) {
             Ok(tagged) => Some(ToChange {
                 sink: self.changes.committed(&tagged, self.settings.member_id),

@@ -5,6 +5,7 @@ use raft::eraftpb::{Entry, HardState};
 use varve_engine::mutations::{Mutation, is_on};
 use varve_engine::wal::{Lsn, WalReader};
 
+use crate::change;
 use crate::error::RaftError;
 use crate::log::{RaftLog, Slot};
 use crate::record::{self, Marker, Record};
@@ -17,6 +18,7 @@ pub(crate) struct Replay {
     cached_bytes: usize,
     cache_limit: usize,
     first: u64,
+    newest_change: u64,
     hard_state: HardState,
     marker: Option<Marker>,
     error: Option<RaftError>,
@@ -38,6 +40,7 @@ impl Replay {
             cached_bytes: 0,
             cache_limit,
             first: 0,
+            newest_change: 0,
             hard_state: HardState::default(),
             marker: None,
             error: None,
@@ -71,6 +74,9 @@ impl Replay {
         }
         self.slots.truncate((index - self.first) as usize);
         self.cached_bytes += entry.data.len();
+        if change::is_change(&entry) {
+            self.newest_change = index;
+        }
         let slot = Slot {
             term: entry.term,
             lsn,
@@ -143,6 +149,7 @@ impl Replay {
             )));
         }
         let mut log = RaftLog::new((marker.index, marker.term), self.cache_limit, reader);
+        log.set_newest_change(self.newest_change);
         let mut term = marker.term;
         for (slot, entry) in self.slots {
             if slot.term < term {

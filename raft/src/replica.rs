@@ -12,7 +12,9 @@
 //! 2. Entries are handed out to be applied once they are committed *and* durable
 //!    in this member's log, so that no checkpoint can be ahead of the log.
 //! 3. Log writes are submitted in order and complete in order.
-//! 4. The log begins at or below what the store's last checkpoint holds.
+//! 4. That a change of the membership is committed is durable in the hard state before
+//!    it is applied, and before a leader tells anyone.
+//! 5. The log begins at or below what the store's last checkpoint holds.
 
 use std::sync::Arc;
 

@@ -249,6 +249,15 @@ fn hunt(arguments: &Arguments, name: &str) -> Result<bool, String> {
         if name != "all" && name != known {
             continue;
         }
+        // It shows only where members leave, and seldom.
+        let profile = match mutation {
+            Mutation::UnsettledCommit => arguments.profile.or(Some(Profile::Membership)),
+            _ => arguments.profile,
+        };
+        let arguments = &Arguments {
+            profile,
+            ..arguments.clone()
+        };
         let (totals, took) = all_seeds(arguments, Some(mutation), false);
         let seconds = took.as_secs_f64();
         match totals.failed {

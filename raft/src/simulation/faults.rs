@@ -333,6 +333,10 @@ impl World {
                 host.disk_stuck_until = 0;
                 host.paused_until = 0;
                 host.is_faulty = false;
+                // A turn that was put off to the end of a pause is due now.
+                if let Some(node) = &mut host.node {
+                    node.is_woken = false;
+                }
             }
             self.start(id);
             self.wake(id);

@@ -101,5 +101,14 @@ impl World {
         self.hosts.remove(&id);
         self.gone.insert(id);
         self.forget_requests(id);
+        // Whoever told it must know it for good.
+        let running = self.running();
+        if !self.is_healing
+            && self.rng.chance(25)
+            && let Some(other) = self.pick(&running)
+        {
+            self.count_fault("power loss after a removal");
+            self.lose_power(other);
+        }
     }
 }

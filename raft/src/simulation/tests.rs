@@ -136,6 +136,8 @@ fn seeds_that_failed_once() {
         (53, 10_000, Profile::Everything),
         // A leader that votes alone sent entries to a learner before its term was durable.
         (131, 10_000, Profile::Membership),
+        // Of two members one learned that it is removed, and the other forgot it.
+        (194, 5_000, Profile::Membership),
     ] {
         let report = run(Options {
             seed,

@@ -8,7 +8,7 @@ use varve_engine::mvcc::View;
 use varve_types::ApiError;
 
 use super::member::Member;
-use crate::change::Change;
+use crate::change::{Change, Tagged};
 use crate::changes::AppliedChange;
 use crate::entry::push_command;
 use crate::initial_cluster::InitialCluster;
@@ -177,6 +177,71 @@ fn a_leader_sends_beside_its_own_write_and_applies_after_it() {
         })
         .collect();
     assert_eq!(handed.last(), Some(&status.last_index));
+}
+
+/// Nobody may learn that a removal is committed before that is durable: a member of two
+/// that learned it would stop for good, and the other one forget it in a power loss.
+#[test]
+fn a_removal_is_told_and_applied_after_its_commit_is_durable() {
+    let (mut member, own, others) = member_of_three();
+    leader(&mut member, own, others);
+    let acknowledge = |member: &mut Member| {
+        let mut messages = Vec::new();
+        for other in others {
+            let mut ack = message(MessageType::MsgAppendResponse, other, own, 2);
+            ack.index = member.replica.status().last_index;
+            messages.extend(deliver(member, &ack).messages);
+        }
+        messages
+    };
+    let newest = |messages: &[(u64, Vec<Bytes>)]| {
+        let messages = messages.iter().flat_map(|(_, messages)| messages);
+        let commits = messages.map(|bytes| wire::decode(bytes).unwrap().commit);
+        commits.max()
+    };
+    let applied = |member: &Member| match member.jobs().back() {
+        Some(ApplyJob::Entries(entries)) => entries.last().unwrap().index,
+        _ => 0,
+    };
+    member.complete_write();
+    acknowledge(&mut member);
+    for _ in 0..4 {
+        member.step(Input::Tick);
+        member.poll();
+    }
+    let change = Tagged {
+        origin: others[1],
+        number: 1,
+        change: Change::Remove(others[1]),
+    };
+    member.step(Input::Peer {
+        from: others[1],
+        bytes: change.encode(wire::CHANGE).into(),
+    });
+    let output = member.poll();
+    assert_eq!(types(&output), [MessageType::MsgAppend; 2]);
+    assert_eq!(newest(&output.messages), Some(2));
+    while member.replica.in_flight.writes_out() > 0 {
+        member.complete_write();
+    }
+    // All have it. Only this leader knows, and it does not know it for good.
+    let mut messages = acknowledge(&mut member);
+    let status = member.replica.status();
+    assert_eq!((status.commit_index, status.last_index), (3, 3));
+    for _ in 0..2 {
+        member.step(Input::Tick);
+        messages.extend(member.poll().messages);
+    }
+    assert_eq!(newest(&messages), Some(2), "told before it is durable");
+    assert_eq!(applied(&member), 2, "applied before it is durable");
+    assert_eq!(member.replica.durable_state.commit, 2);
+    member.complete_write();
+    let output = member.poll();
+    assert_eq!(types(&output), [MessageType::MsgAppend; 2]);
+    assert_eq!(newest(&output.messages), Some(3));
+    assert_eq!(applied(&member), 3);
+    member.crash(0);
+    assert_eq!(member.replica.status().commit_index, 3);
 }
 
 /// A sink that tells how it was refused.
