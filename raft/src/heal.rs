@@ -22,24 +22,23 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use varve_engine::disk::{Disk, OpenMode};
+use varve_engine::disk::Disk;
 use varve_engine::mvcc::Store;
 use varve_engine::wal::Identity;
 
 use crate::config::Config;
 use crate::error::RaftError;
 use crate::identity;
-use crate::member_file::{self, MEMBER_FILE, MEMBER_FILE_NEW, Owner};
+use crate::member_file::{self, MEMBER_FILE, Owner};
 use crate::membership::Membership;
 use crate::meta;
 use crate::start;
 use crate::stores::StoreFiles;
+use crate::whole_file;
 
 /// The file that says that the member is being healed.
 const HEALING_FILE: &str = "healing";
-const HEALING_FILE_NEW: &str = "healing.new";
 const FIRST_LINE: &str = "varve healing 1";
-const MAX_FILE_BYTES: u64 = 1 << 20;
 /// What the directories begin with into which damaged files are put.
 const SET_ASIDE: &str = "damaged-";
 /// So many of them may be there.
@@ -164,7 +163,8 @@ impl Healing {
         // The member file last: as long as it is there, so is what it speaks of.
         let is_store = |name: &str| name.starts_with("store-");
         move_files(disk, &config.data_dir, &target, is_store)?;
-        let is_member = |name: &str| matches!(name, MEMBER_FILE | MEMBER_FILE_NEW);
+        let next = whole_file::name_of_next(MEMBER_FILE);
+        let is_member = |name: &str| name == MEMBER_FILE || name == next;
         move_files(disk, &config.data_dir, &target, is_member)?;
         Ok(target)
     }
@@ -285,20 +285,11 @@ fn write(disk: &dyn Disk, data_dir: &Path, healing: &Healing) -> Result<(), Raft
         text.push_str(&format!("peer {url}\n"));
     }
     text.push_str("end\n");
-    let new = data_dir.join(HEALING_FILE_NEW);
-    let file = disk.open(&new, OpenMode::Create)?;
-    file.truncate(0)?;
-    file.write_at(text.as_bytes(), 0)?;
-    file.sync()?;
-    disk.rename(&new, &data_dir.join(HEALING_FILE))?;
-    Ok(disk.sync_dir(data_dir)?)
+    whole_file::replace(disk, data_dir, HEALING_FILE, &text)
 }
 
 fn read(disk: &dyn Disk, path: &Path) -> Result<Healing, RaftError> {
-    let file = disk.open(path, OpenMode::Existing)?;
-    let mut bytes = vec![0; file.len()?.min(MAX_FILE_BYTES) as usize];
-    let read = file.read_at(&mut bytes, 0)?;
-    let text = String::from_utf8_lossy(&bytes[..read]);
+    let text = whole_file::read(disk, path)?;
     let field = |name: &str| {
         let mut lines = text.lines();
         lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))

@@ -58,6 +58,7 @@ mod test_stores;
 mod tests;
 mod transfers;
 mod transport;
+mod whole_file;
 mod wire;
 
 pub use change::Change;

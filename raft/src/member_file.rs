@@ -9,7 +9,7 @@
 
 use std::path::Path;
 
-use varve_engine::disk::{Disk, OpenMode};
+use varve_engine::disk::Disk;
 use varve_engine::wal::Identity;
 use varve_types::Reader;
 
@@ -17,10 +17,10 @@ use crate::error::RaftError;
 use crate::identity;
 use crate::membership::Membership;
 use crate::meta;
+use crate::whole_file;
 
 /// The file that says whose data directory it is.
 pub const MEMBER_FILE: &str = "member";
-pub(crate) const MEMBER_FILE_NEW: &str = "member.new";
 /// Begins the line with the members of the cluster that was joined, encoded, in hex.
 const JOINED: &str = "joined ";
 /// Begins the line with the member that this one replaced.
@@ -29,8 +29,6 @@ const HEALED: &str = "healed ";
 const BEGUN_LINE: &str = "begun";
 /// Begins the line with the storage engine.
 const ENGINE: &str = "engine ";
-/// Longest such file.
-const MAX_MEMBER_FILE_BYTES: u64 = 1 << 20;
 /// The line that says that the member has been removed from the cluster.
 const REMOVED_LINE: &str = "removed";
 /// Begins the last line: the start of the SHA-1 over all before it.
@@ -90,21 +88,12 @@ pub(crate) fn write(disk: &dyn Disk, data_dir: &Path, owner: &Owner) -> Result<(
         text.push_str(&format!("{REMOVED_LINE}\n"));
     }
     text.push_str(&format!("{CHECK}{:016x}\n", check_of(&text)));
-    let new = data_dir.join(MEMBER_FILE_NEW);
-    let file = disk.open(&new, OpenMode::Create)?;
-    file.truncate(0)?;
-    file.write_at(text.as_bytes(), 0)?;
-    file.sync()?;
-    disk.rename(&new, &data_dir.join(MEMBER_FILE))?;
-    Ok(disk.sync_dir(data_dir)?)
+    whole_file::replace(disk, data_dir, MEMBER_FILE, &text)
 }
 
 /// Reads the file at `path`.
 pub(crate) fn read(disk: &dyn Disk, path: &Path) -> Result<Owner, RaftError> {
-    let file = disk.open(path, OpenMode::Existing)?;
-    let mut bytes = vec![0; file.len()?.min(MAX_MEMBER_FILE_BYTES) as usize];
-    let read = file.read_at(&mut bytes, 0)?;
-    let text = String::from_utf8_lossy(&bytes[..read]);
+    let text = whole_file::read(disk, path)?;
     let field = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;
         u64::from_str_radix(line.trim(), 16).ok()

@@ -11,8 +11,8 @@ use varve_engine::disk::sim::Rng;
 use varve_protocol::ErrorCode;
 use varve_raft::simulation::history::{Action, Condition, Outcome, Version};
 use varve_types::{
-    ApiError, CompactionRequest, Compare, CompareResult, CompareTarget, DeleteRangeRequest,
-    PutRequest, RangeRequest, RequestOp, ResponseOp, TxnRequest,
+    ApiError, CompactionRequest, Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp,
+    ResponseOp, TxnRequest,
 };
 
 use super::TortureArgs;
@@ -204,12 +204,7 @@ async fn attempt(client: &Client, action: &Action) -> Result<Outcome, ClientErro
             keys,
             value,
         } => {
-            let (result, target) = match condition {
-                Condition::Exists => (CompareResult::Greater, CompareTarget::Version(0)),
-                Condition::Absent => (CompareResult::Equal, CompareTarget::Version(0)),
-                Condition::Modified(at) => (CompareResult::Equal, CompareTarget::Mod(*at)),
-                Condition::Value(value) => (CompareResult::Equal, CompareTarget::Value(value)),
-            };
+            let (result, target) = condition.comparison();
             let read = RangeRequest {
                 key: &keys[0],
                 ..RangeRequest::default()

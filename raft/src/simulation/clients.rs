@@ -6,12 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use varve_engine::mvcc::{CommandResponse, MvccError, Reply, View};
 use varve_types::{
-    ApiError, Command, CompactionRequest, Compare, CompareResult, CompareTarget,
-    DeleteRangeRequest, MemberAttributes, PutRequest, RangeRequest, RequestOp, ResponseOp,
-    TxnRequest,
+    ApiError, Command, CompactionRequest, Compare, DeleteRangeRequest, MemberAttributes,
+    PutRequest, RangeRequest, RequestOp, ResponseOp, TxnRequest,
 };
 
-use super::history::{Action, Condition, Operation, Outcome, Version};
+use super::history::{Action, Operation, Outcome, Version};
 use crate::entry::push_command;
 use crate::io::Input;
 use crate::sink::{Completion, Proposal, ReadSink, ReplySink};
@@ -227,14 +226,7 @@ fn with_command<T>(action: &Action, use_it: impl FnOnce(&Command<'_>) -> T) -> T
             keys,
             value,
         } => {
-            let (result, target) = match condition {
-                Condition::Exists => (CompareResult::Greater, CompareTarget::Version(0)),
-                Condition::Absent => (CompareResult::Equal, CompareTarget::Version(0)),
-                Condition::Modified(revision) => {
-                    (CompareResult::Equal, CompareTarget::Mod(*revision))
-                }
-                Condition::Value(value) => (CompareResult::Equal, CompareTarget::Value(value)),
-            };
+            let (result, target) = condition.comparison();
             let range = RangeRequest {
                 key: &keys[0],
                 ..RangeRequest::default()

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use varve_types::{ApiError, EventKind, EventRef, KeyValue};
+use varve_types::{ApiError, CompareResult, CompareTarget, EventKind, EventRef, KeyValue};
 
 /// A key's state at some revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +66,16 @@ pub enum Condition {
 }
 
 impl Condition {
+    /// The comparison of a transaction that says the same.
+    pub fn comparison(&self) -> (CompareResult, CompareTarget<'_>) {
+        match self {
+            Self::Exists => (CompareResult::Greater, CompareTarget::Version(0)),
+            Self::Absent => (CompareResult::Equal, CompareTarget::Version(0)),
+            Self::Modified(at) => (CompareResult::Equal, CompareTarget::Mod(*at)),
+            Self::Value(value) => (CompareResult::Equal, CompareTarget::Value(value)),
+        }
+    }
+
     fn holds(&self, version: Option<&Version>) -> bool {
         match self {
             Self::Exists => version.is_some(),

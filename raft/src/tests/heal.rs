@@ -5,9 +5,9 @@ use std::sync::Arc;
 use raft::eraftpb::Entry;
 use varve_engine::backend::Backend;
 use varve_engine::backend::memory::Memory;
-use varve_engine::disk::SimDisk;
 use varve_engine::disk::psync::PsyncDisk;
 use varve_engine::disk::sim::{Fault, FaultOn};
+use varve_engine::disk::{OpenMode, SimDisk};
 use varve_engine::wal::{Group, WalConfig};
 
 use super::*;
