@@ -95,6 +95,12 @@ pub(crate) async fn confirmed_members(url: &str) -> Result<Answer, String> {
     ask(url, "GET /members?confirm=true").await
 }
 
+/// The same, and has who answers promise to stay while member `id` leaves: it confirms
+/// nothing otherwise.
+pub(crate) async fn promise_to_stay(url: &str, id: u64) -> Result<Answer, String> {
+    ask(url, &format!("GET /members?confirm=true&leaves={id:x}")).await
+}
+
 async fn ask(url: &str, request: &str) -> Result<Answer, String> {
     let answer = timeout(TIMEOUT, exchange(url, request, "")).await;
     let answer = answer.map_err(|_| format!("no answer within {TIMEOUT:?}"))??;

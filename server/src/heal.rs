@@ -12,20 +12,23 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 use varve_engine::backend::BackendError;
-use varve_raft::{Damaged, Healing, Membership, NodeHandle, RaftError};
+use varve_raft::{Damaged, Healing, Membership, RaftError};
 
-use crate::ask::{self, Answer, NotReplaced, ReplaceRequest, Standing, Told};
+use crate::ask::{self, Answer, NotReplaced, ReplaceRequest, Told};
 use crate::config::{Config, Url};
 use crate::node::{NodeError, Ports};
 use crate::waiting::{Notice, WaitingRoom};
 
 /// Pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Least pause before a member that serves looks whether it may go, and most of what is
-/// added to it at random.
-const LEAVE_PAUSE: Duration = Duration::from_millis(500);
 /// What is waited for is logged when it changes, and this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What to do where those that are left are no quorum, however whole they are: of two.
+const BY_AN_OPERATOR: &str = ", and without this member there never are so many. If the other one \
+is whole, it has all that was acknowledged: stop it and start it once with --force-new-cluster, \
+and it goes on alone; then add this member again with `varvectl member add`. Else restore a \
+snapshot into new data directories with `varvectl snapshot restore`";
 
 /// Peer URLs of the other members that the flags name.
 fn others(config: &Config) -> Vec<String> {
@@ -128,43 +131,6 @@ pub(crate) async fn rejoin(
         healing.fresh_id
     );
     Ok(())
-}
-
-/// Whether the others can go on without this member, which still serves: a quorum of the
-/// voters, without it, has a leader. Those that find damage at the same time must not
-/// all go: each waits a moment of its own before it looks.
-pub(crate) async fn may_leave(handle: &NodeHandle) -> bool {
-    sleep(LEAVE_PAUSE + random_part(LEAVE_PAUSE)).await;
-    let members = handle.members();
-    let own_id = handle.member_id();
-    let quorum = members.voters().count() / 2 + 1;
-    let others = members.voters().filter(|voter| voter.id != own_id);
-    let others: Vec<_> = others.map(|voter| voter.peer_urls.clone()).collect();
-    if others.len() < quorum {
-        return false;
-    }
-    let mut asked = Vec::new();
-    for urls in others {
-        asked.push(tokio::spawn(async move {
-            for url in urls {
-                if let Ok(Answer::Runs(told)) = ask::confirmed_members(&url).await {
-                    return told.standing == Standing::Confirmed;
-                }
-            }
-            false
-        }));
-    }
-    let mut whole = 0;
-    for answer in asked {
-        whole += usize::from(answer.await.unwrap_or(false));
-    }
-    whole >= quorum
-}
-
-/// A random part of `pause`, from the keys that std draws for its hash maps.
-fn random_part(pause: Duration) -> Duration {
-    use std::hash::{BuildHasher, RandomState};
-    pause.mul_f64((RandomState::new().hash_one(0) % 1000) as f64 / 1000.0)
 }
 
 /// Waits until the cluster has put the fresh member in the damaged one's place; the
@@ -290,9 +256,13 @@ impl Around {
                 };
                 let up = voters.iter().filter(|voter| is_up(&voter.peer_urls));
                 let up = up.filter(|voter| voter.id != healing.damaged_id).count();
+                let by_whom = match voters.len() <= quorum {
+                    true => BY_AN_OPERATOR,
+                    false => "",
+                };
                 format!(
                     "it waits to be replaced: {quorum} of {} voters are needed for that, {up} \
-                     answer",
+                     answer{by_whom}",
                     voters.len()
                 )
             }

@@ -4,7 +4,7 @@
 //! reach it through [`client_port`], which hands a socket to [`connection`] (the
 //! binary protocol) or [`http`]; [`watch`] serves watches to connections; [`peer`]
 //! carries Raft messages and snapshots between members. [`join`] finds a new member its
-//! place, [`heal`] a damaged one. The replica and the
+//! place, [`heal`] a damaged one, which [`leave`]s first. The replica and the
 //! store are `varve_raft`'s and `varve_engine`'s.
 
 mod ask;
@@ -16,6 +16,7 @@ pub mod data_dir;
 pub mod heal;
 pub mod http;
 pub mod join;
+pub mod leave;
 pub mod metrics;
 pub mod node;
 pub mod peer;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::filter::LevelFilter;
@@ -170,7 +171,7 @@ async fn serve_until(
             damage = handle.damage().map(str::to_owned);
             Some(reason)
         }
-        found = RunningNode::damaged(handle.clone(), config) => {
+        found = RunningNode::damaged(Arc::clone(node.service()), config) => {
             damage = Some(found);
             None
         }

@@ -22,6 +22,7 @@ use crate::config::{ClusterState, Config, Url, join};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::heal;
 use crate::join::{self, Place};
+use crate::leave::Leave;
 use crate::metrics::Metrics;
 use crate::peer::{PeerPort, Peers};
 use crate::rate_limit::LogLimit;
@@ -265,6 +266,7 @@ impl RunningNode {
             disk: storage.disk.name(),
             disk_fallback: storage.fallback.is_some(),
             draining: AtomicBool::new(false),
+            leave: Leave::default(),
             healed_from,
             damaged_sets: damaged_sets.len(),
             node: handle,
@@ -285,6 +287,11 @@ impl RunningNode {
     /// What can be asked of it.
     pub fn handle(&self) -> &NodeHandle {
         self.node.handle()
+    }
+
+    /// What its ports share.
+    pub fn service(&self) -> &Arc<Service> {
+        &self.service
     }
 
     /// Makes this member's name and client URLs known to the cluster, and so
@@ -347,15 +354,22 @@ impl RunningNode {
     /// Waits until something of this member is found damaged, by whoever reads it or by
     /// the scrub, and the others can go on without it; what. Until then, and if it does
     /// not heal by itself, it serves what is whole.
-    pub async fn damaged(handle: NodeHandle, config: &Config) -> String {
+    pub async fn damaged(service: Arc<Service>, config: &Config) -> String {
+        let handle = &service.node;
+        let mut last = String::new();
         loop {
             let noted = handle.damage().map(str::to_owned);
             let found = noted.or_else(|| handle.known_damage().first);
             if config.auto_heal
                 && let Some(found) = found
-                && heal::may_leave(&handle).await
             {
-                return found;
+                let Err(waits_for) = service.leave.ask(handle).await else {
+                    return found;
+                };
+                if waits_for != last {
+                    tracing::warn!("damage was found, and this member stays: {waits_for}");
+                    last = waits_for;
+                }
             }
             tokio::time::sleep(WATCH_INTERVAL).await;
         }

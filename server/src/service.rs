@@ -13,6 +13,7 @@ use varve_protocol::{
 use varve_raft::{NodeHandle, is_damaged_store};
 use varve_types::{AlarmRequest, AlarmResponse, ApiError, ResponseHeader};
 
+use crate::leave::Leave;
 use crate::metrics::Metrics;
 use crate::rate_limit::LogLimit;
 use crate::watch::Hub;
@@ -60,6 +61,8 @@ pub struct Service {
     pub member_id: u64,
     /// Whether it is on its way down: it takes no new requests.
     pub draining: AtomicBool,
+    /// Whether it leaves to be healed, or stays while another one does.
+    pub leave: Leave,
     /// The damaged member in whose place this one came.
     pub healed_from: Option<u64>,
     /// Sets of damaged files in the data directory, at the start.

@@ -2,126 +2,33 @@
 
 mod common;
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::fs;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use common::damage::{
+    assert_three_started_voters, damage_log, files, ids, known, members, says, set_aside,
+    wait_healed,
+};
 use common::load::{Load, assert_nothing_lost};
 use common::{Cluster, client, put, run_to_end, wait_until};
-use varve_protocol::Member;
 
-/// The files of a directory whose names end like this, sorted.
-fn files(directory: &Path, ending: &str) -> Vec<PathBuf> {
-    let entries = fs::read_dir(directory).unwrap();
-    let paths = entries.map(|entry| entry.unwrap().path());
-    let mut found: Vec<_> = paths
-        .filter(|path| path.to_string_lossy().ends_with(ending))
-        .collect();
-    found.sort();
-    found
-}
-
-/// Flips bytes in the middle of what is written of a file, as a bad disk does.
-fn flip(path: &Path, from: u64, count: usize) {
-    let file = File::options().read(true).write(true).open(path).unwrap();
-    let mut bytes = vec![0; count];
-    file.read_exact_at(&mut bytes, from).unwrap();
-    bytes.iter_mut().for_each(|byte| *byte ^= 0x5a);
-    file.write_all_at(&bytes, from).unwrap();
-    file.sync_all().unwrap();
-}
-
-/// Bytes of a file up to the last that is not zero.
-fn written(path: &Path) -> u64 {
-    let bytes = fs::read(path).unwrap();
-    bytes
-        .iter()
-        .rposition(|byte| *byte != 0)
-        .map_or(0, |at| at as u64 + 1)
-}
-
-/// Flips bytes in the middle of a member's log, where other records follow.
-fn damage_log(cluster: &Cluster, index: usize) {
-    let segments = files(&cluster.members[index].data_dir.join("wal"), ".wal");
-    // The oldest: later ones may have been used before, and end with records of then.
-    let segment = &segments[0];
-    let end = written(segment);
-    assert!(end > 64 << 10, "{} holds {end} bytes", segment.display());
-    // Past the beginning of a block, where a record is; at the end of one may be nothing.
-    flip(segment, end / 2 / 4096 * 4096 + 16, 64);
-}
-
-async fn members(cluster: &Cluster) -> Vec<Member> {
-    let running = cluster.members.iter().filter(|member| member.is_running());
-    let endpoints: Vec<_> = running.map(common::Member::endpoint).collect();
-    let list = client(&endpoints).member_list(true).await.unwrap();
-    list.body.members
-}
-
-fn ids(members: &[Member]) -> Vec<u64> {
-    members.iter().map(|member| member.id).collect()
-}
-
-/// Who the cluster says is at the peer URL of a member.
-async fn known(cluster: &Cluster, index: usize) -> Member {
-    let url = cluster.members[index].peer_url();
-    let mut members = members(cluster).await.into_iter();
-    members
-        .find(|member| member.peer_urls == [url.clone()])
-        .unwrap()
-}
-
-/// Waits until a member votes in the place of another one; how long that took.
-async fn wait_healed(cluster: &Cluster, index: usize, former: u64, patience: Duration) -> Duration {
-    let started = Instant::now();
-    loop {
-        if let Some(member) = known_if_any(cluster, index).await
-            && member.id != former
-            && !member.is_learner
-            && !member.client_urls.is_empty()
-        {
-            return started.elapsed();
-        }
-        assert!(started.elapsed() < patience, "it does not heal");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+/// All lose power, the log of one is damaged, and all start with the lines that they always
+/// had. Which one it was, and how long it took until it voted again.
+async fn power_loss_and_damage(cluster: &mut Cluster, patience: Duration) -> (usize, Duration) {
+    // Whoever it is: the leader has acknowledged, and so has the follower.
+    let index = cluster.leader().await;
+    let former = known(cluster, index).await.id;
+    for member in &mut cluster.members {
+        member.kill();
     }
-}
-
-async fn known_if_any(cluster: &Cluster, index: usize) -> Option<Member> {
-    let url = cluster.members[index].peer_url();
-    let endpoint = cluster.members[(index + 1) % cluster.members.len()].endpoint();
-    let list = client(&[endpoint]).member_list(false).await.ok()?;
-    let mut members = list.body.members.into_iter();
-    members.find(|member| member.peer_urls == [url.clone()])
-}
-
-/// Three started voters, as `varvectl member list` prints them.
-fn assert_three_started_voters(cluster: &Cluster) {
-    wait_until("three voters have started", || {
-        let output = Command::new(env!("CARGO_BIN_EXE_varvectl"))
-            .args(["--endpoints", &cluster.endpoints().join(",")])
-            .args(["member", "list"])
-            .output()
-            .unwrap();
-        let list = String::from_utf8(output.stdout).unwrap();
-        let is_started = |line: &str| line.contains(", started, n") && line.ends_with(", false");
-        list.lines().count() == 3 && list.lines().all(is_started)
-    });
-}
-
-/// Sets of damaged files of a member; there must be files in each.
-fn set_aside(cluster: &Cluster, index: usize) -> usize {
-    let entries = fs::read_dir(&cluster.members[index].data_dir).unwrap();
-    let names = entries.map(|entry| entry.unwrap().path());
-    let sets: Vec<_> = names
-        .filter(|path| path.to_string_lossy().contains("/damaged-"))
-        .collect();
-    for set in &sets {
-        assert!(fs::read_dir(set).unwrap().count() > 0);
+    damage_log(cluster, index);
+    for index in 0..3 {
+        cluster.spawn(index);
     }
-    sets.len()
+    let healed = wait_healed(cluster, index, former, patience).await;
+    cluster.wait_healthy();
+    (index, healed)
 }
 
 /// The story that this is for: three members lose power under load, the log of one of
@@ -131,19 +38,8 @@ async fn a_damaged_log_heals_without_an_operator() {
     let mut cluster = Cluster::start(3, &[]);
     let load = Load::start(&cluster, 8);
     load.more(600).await;
-    // Whoever it is: the leader has acknowledged, and so has the follower.
-    let index = cluster.leader().await;
-    let former = known(&cluster, index).await.id;
-    for member in &mut cluster.members {
-        member.kill();
-    }
-    damage_log(&cluster, index);
-    for index in 0..3 {
-        cluster.spawn(index);
-    }
-    let healed = wait_healed(&cluster, index, former, common::PATIENCE).await;
+    let (index, healed) = power_loss_and_damage(&mut cluster, common::PATIENCE).await;
     println!("a voter again {healed:?} after the start");
-    cluster.wait_healthy();
     load.more(300).await;
     let outcome = load.end().await;
     assert_nothing_lost(&cluster, &outcome.written).await;
@@ -172,91 +68,48 @@ async fn a_damaged_log_heals_without_an_operator() {
     assert_nothing_lost(&cluster, &outcome.written).await;
 }
 
-/// Kills all, has something done to the data directory of one member, and starts all with
-/// the lines that they always had. Nothing that was acknowledged may be missing.
-async fn heals_after(what: impl Fn(&Path), stop: &str) {
-    let mut cluster = Cluster::start(3, &[]);
-    let load = Load::start(&cluster, 4);
-    load.more(200).await;
-    let index = (cluster.leader().await + 1) % 3;
-    let former = known(&cluster, index).await.id;
-    // What the third one lacks is on the other two alone.
-    cluster.members[(index + 1) % 3].kill();
-    load.more(60).await;
-    let written = load.end().await.written;
-    for member in cluster
-        .members
-        .iter_mut()
-        .filter(|member| member.is_running())
-    {
-        let _ = member.signal(stop);
+/// A value that a page of its own holds.
+fn large_value(number: u32) -> String {
+    format!("{number:05}").repeat(200)
+}
+
+/// Writes enough that most of it is not read at a start.
+async fn fill(cluster: &Cluster) {
+    let client = cluster.client();
+    for number in 0..4000 {
+        let key = format!("k/{number:05}");
+        // It is the data that counts here, however slow the disk is.
+        while put(&client, &key, &large_value(number)).await.is_err() {}
     }
-    what(&cluster.members[index].data_dir);
-    for index in 0..3 {
-        cluster.spawn(index);
-    }
-    let healed = wait_healed(&cluster, index, former, common::PATIENCE).await;
-    println!("a voter again {healed:?} after the start");
-    cluster.wait_healthy();
-    assert_nothing_lost(&cluster, &written).await;
-    assert_three_started_voters(&cluster);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lost_log_heals() {
-    heals_after(|data| fs::remove_dir_all(data.join("wal")).unwrap(), "KILL").await;
+/// Flips a bit of a value in the store of a member that does not run.
+fn damage_value(cluster: &Cluster, index: usize, number: u32) {
+    let store = &files(&cluster.members[index].data_dir, ".db")[0];
+    let mut bytes = fs::read(store).unwrap();
+    let wanted = large_value(number).into_bytes();
+    let at = bytes.windows(wanted.len()).position(|part| part == wanted);
+    bytes[at.expect("the value is in the store") + 500] ^= 1;
+    fs::write(store, bytes).unwrap();
 }
 
-/// The member votes for nobody before it knows that it has never run, although the
-/// others know as little as it does while all of them start.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lost_data_directory_heals() {
-    heals_after(|data| fs::remove_dir_all(data).unwrap(), "KILL").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn log_and_store_lost_heal() {
-    let lose = |data: &Path| {
-        fs::remove_dir_all(data.join("wal")).unwrap();
-        for store in files(data, ".db") {
-            fs::remove_file(store).unwrap();
-        }
-    };
-    heals_after(lose, "KILL").await;
-}
-
-/// The file that says whose data directory it is: the others know that as well.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_member_file_that_cannot_be_read_heals() {
-    heals_after(|data| flip(&data.join("member"), 20, 4), "KILL").await;
-}
-
-/// Both meta pages, so that it looks like no store at all.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_store_without_its_beginning_heals() {
-    // A clean end makes a checkpoint.
-    heals_after(|data| flip(&files(data, ".db")[0], 0, 16 << 10), "TERM").await;
+/// `varvectl get` at one member alone.
+fn read_at(cluster: &Cluster, index: usize, key: &str) -> Command {
+    let mut read = Command::new(env!("CARGO_BIN_EXE_varvectl"));
+    read.args(["--endpoints", &cluster.members[index].endpoint()])
+        .args(["get", key, "--consistency=s"]);
+    read
 }
 
 /// A page that nobody reads at the start is damaged, and found while the member serves.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_that_is_found_damaged_while_serving_heals() {
     let mut cluster = Cluster::start(3, &[]);
-    let client = cluster.client();
-    let value = |number: u32| format!("{number:05}").repeat(200);
-    for number in 0..4000 {
-        let key = format!("k/{number:05}");
-        put(&client, &key, &value(number)).await.unwrap();
-    }
+    fill(&cluster).await;
     let index = (cluster.leader().await + 1) % 3;
     let former = known(&cluster, index).await.id;
     let _ = cluster.members[index].signal("TERM");
-    let store = &files(&cluster.members[index].data_dir, ".db")[0];
-    let mut bytes = fs::read(store).unwrap();
-    let wanted = value(2000).into_bytes();
-    let at = bytes.windows(wanted.len()).position(|part| part == wanted);
-    bytes[at.expect("the value is in the store") + 500] ^= 1;
-    fs::write(store, bytes).unwrap();
+    damage_value(&cluster, index, 2000);
     cluster.spawn(index);
     cluster.wait_healthy();
     assert_eq!(known(&cluster, index).await.id, former);
@@ -266,21 +119,17 @@ async fn a_page_that_is_found_damaged_while_serving_heals() {
         false => third,
     };
     cluster.members[third].kill();
-    let endpoint = [cluster.members[index].endpoint()];
-    let read = |key: &str| {
-        Command::new(env!("CARGO_BIN_EXE_varvectl"))
-            .args(["--endpoints", &endpoint.join(","), "get", key])
-            .arg("--consistency=s")
-            .output()
-            .unwrap()
-    };
-    let refused = read("k/02000");
+    let refused = read_at(&cluster, index, "k/02000").output().unwrap();
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success(), "what is damaged was served");
     assert!(text.contains("is damaged"), "{text}");
     // Without it the leader would be on its own: it stays, for all that is whole.
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let whole = common::client(&endpoint).get(b"k/00001").await.unwrap();
+    wait_until("it says why it stays", || {
+        let log = cluster.members[index].log();
+        log.contains("damage was found, and this member stays: 2 of the other voters are needed")
+    });
+    let endpoint = [cluster.members[index].endpoint()];
+    let whole = client(&endpoint).get(b"k/00001").await.unwrap();
     assert!(whole.is_some());
     assert!(says(&cluster, index).0.contains("ALARM CORRUPT"));
     assert_eq!(known(&cluster, index).await.id, former);
@@ -288,25 +137,51 @@ async fn a_page_that_is_found_damaged_while_serving_heals() {
     let healed = wait_healed(&cluster, index, former, common::PATIENCE).await;
     println!("a voter again {healed:?} after the third member came back");
     cluster.wait_healthy();
-    let found = read("k/02000").stdout;
+    let found = read_at(&cluster, index, "k/02000").output().unwrap();
     assert_eq!(
-        String::from_utf8(found).unwrap(),
-        format!("k/02000\n{}\n", value(2000))
+        String::from_utf8(found.stdout).unwrap(),
+        format!("k/02000\n{}\n", large_value(2000))
     );
     cluster.assert_same_state().await;
     assert_three_started_voters(&cluster);
 }
 
-/// The text of `/health`, and the status line with its errors.
-fn says(cluster: &Cluster, index: usize) -> (String, String) {
-    let (status, health) = cluster.members[index].get("/health");
-    let output = Command::new(env!("CARGO_BIN_EXE_varvectl"))
-        .args(["--endpoints", &cluster.members[index].endpoint()])
-        .args(["endpoint", "status"])
-        .output()
-        .unwrap();
-    let line = String::from_utf8(output.stdout).unwrap();
-    (format!("{status} {health}"), line)
+/// Two of three find damage at the same time. If both left, the third could not go on, nor
+/// any of them come back.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_that_find_damage_while_serving_leave_one_after_the_other() {
+    let mut cluster = Cluster::start(3, &[]);
+    fill(&cluster).await;
+    let damaged = [0, 1];
+    let former = [known(&cluster, 0).await.id, known(&cluster, 1).await.id];
+    for member in &mut cluster.members {
+        let _ = member.signal("TERM");
+    }
+    for index in damaged {
+        damage_value(&cluster, index, 2000);
+    }
+    for index in 0..3 {
+        cluster.spawn(index);
+    }
+    cluster.wait_healthy();
+    let load = Load::start(&cluster, 4);
+    load.more(50).await;
+    let reads = damaged.map(|index| read_at(&cluster, index, "k/02000").spawn().unwrap());
+    for mut read in reads {
+        assert!(
+            !read.wait().unwrap().success(),
+            "what is damaged was served"
+        );
+    }
+    for index in damaged {
+        wait_healed(&cluster, index, former[index], 4 * common::PATIENCE).await;
+    }
+    load.more(50).await;
+    let written = load.end().await.written;
+    cluster.wait_healthy();
+    assert_nothing_lost(&cluster, &written).await;
+    assert_three_started_voters(&cluster);
+    assert_eq!(damaged.map(|index| set_aside(&cluster, index)), [1, 1]);
 }
 
 /// Two of three are damaged: what is left cannot know what was committed. Nobody may
@@ -390,6 +265,69 @@ async fn with_two_of_three_damaged_they_wait_and_say_so() {
     assert_three_started_voters(&cluster);
     let id = format!("fresh {:016x}", known(&cluster, 2).await.id);
     assert_eq!(id, fresh);
+}
+
+/// The other one of two is no quorum: an operator has to decide. The member says how, and
+/// what it says is enough to get all back.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_a_damaged_member_says_what_to_do() {
+    let mut cluster = Cluster::start(2, &[]);
+    let load = Load::start(&cluster, 4);
+    load.more(300).await;
+    let written = load.end().await.written;
+    for member in &mut cluster.members {
+        member.kill();
+    }
+    damage_log(&cluster, 0);
+    for index in 0..2 {
+        cluster.spawn(index);
+    }
+    wait_until("it says what to do", || {
+        let (health, status) = says(&cluster, 0);
+        [
+            "2 of 2 voters are needed for that, 1 answer, and without this member there never",
+            "stop it and start it once with --force-new-cluster",
+            "add this member again with `varvectl member add`",
+            "`varvectl snapshot restore`",
+        ]
+        .iter()
+        .all(|part| health.contains(part) && status.contains(part))
+    });
+    let whole = &mut cluster.members[1];
+    assert!(whole.signal("TERM").success());
+    whole.extra = vec!["--force-new-cluster".to_owned()];
+    cluster.spawn(1);
+    // It hears that it is out, and says what is next.
+    assert!(!cluster.members[0].ended().success());
+    let log = cluster.members[0].log();
+    for part in [
+        "has been removed from the cluster: it is not put in its place again",
+        "Add it with `varvectl member add`, move everything but what was set aside out of the \
+         data directory, and start it with --initial-cluster-state existing",
+    ] {
+        assert!(log.contains(part), "{part:?} is not in {log}");
+    }
+    cluster.wait_healthy();
+    let url = cluster.members[0].peer_url();
+    let client = cluster.members[1].client();
+    client.member_add(&[url], false).await.unwrap();
+    let data_dir = &cluster.members[0].data_dir;
+    for entry in fs::read_dir(data_dir).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.to_string_lossy().contains("/damaged-") {
+            let name = path.file_name().unwrap().to_owned();
+            fs::rename(&path, cluster.path().join(name)).unwrap();
+        }
+    }
+    let list = cluster.members.iter();
+    let list: Vec<_> = list
+        .map(|member| format!("{}={}", member.name, member.peer_url()))
+        .collect();
+    cluster.members[0].joins = Some(list.join(","));
+    cluster.spawn(0);
+    cluster.wait_healthy();
+    assert_nothing_lost(&cluster, &written).await;
+    assert_eq!(set_aside(&cluster, 0), 1);
 }
 
 /// Killed again and again on its way, it comes through, and as one member only.
@@ -558,18 +496,8 @@ async fn a_large_store_heals() {
     }
     let load = Load::start(&cluster, 4);
     load.more(200).await;
-    let index = cluster.leader().await;
-    let former = known(&cluster, index).await.id;
-    for member in &mut cluster.members {
-        member.kill();
-    }
-    damage_log(&cluster, index);
-    for index in 0..3 {
-        cluster.spawn(index);
-    }
-    let healed = wait_healed(&cluster, index, former, 10 * common::PATIENCE).await;
+    let (_, healed) = power_loss_and_damage(&mut cluster, 10 * common::PATIENCE).await;
     println!("{mib} MiB: a voter again {healed:?} after the start, under load");
-    cluster.wait_healthy();
     let written = load.end().await.written;
     assert_nothing_lost(&cluster, &written).await;
     assert_three_started_voters(&cluster);

@@ -9,7 +9,7 @@ mod waiting;
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -116,8 +116,13 @@ async fn route(service: &Service, port: Port, request: Request<Incoming>) -> Rep
             metrics_page::render(service),
         ),
         "/members" => {
-            let confirm = request.uri().query() == Some("confirm=true");
-            let standing = match confirm {
+            let pairs = || query.split('&');
+            let leaving = pairs().find_map(|pair| pair.strip_prefix("leaves="));
+            let stays = leaving.is_none_or(|id| {
+                let id = u64::from_str_radix(id, 16);
+                id.is_ok_and(|id| service.leave.promise(id, Instant::now()))
+            });
+            let standing = match stays && pairs().any(|pair| pair == "confirm=true") {
                 true => standing(service).await,
                 false => Standing::Unconfirmed,
             };

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test file uses its part
 #![allow(missing_docs, unreachable_pub)]
 
+pub mod damage;
 pub mod fill;
 pub mod load;
 
