@@ -10,8 +10,12 @@ use crate::disk::{AlignedBuf, BLOCK_BYTES, DiskError};
 
 type Result<T> = std::result::Result<T, DiskError>;
 
-/// Bytes read at a time.
-const WINDOW_BYTES: usize = 256 << 10;
+/// Bytes read at a time, through the page cache: an open goes over the whole of the last
+/// segment, which is not in memory where the log was written past the page cache, and
+/// large reads keep a disk busy.
+const WINDOW_BYTES: usize = 4 << 20;
+/// The same from the device, beside other work.
+const DIRECT_WINDOW_BYTES: usize = 256 << 10;
 
 /// A part of a segment in memory.
 pub(super) struct Window<'s> {
@@ -48,7 +52,12 @@ impl<'s> Window<'s> {
         let end = self.start + self.bytes.len() as u64;
         let wanted_end = (offset + length as u64).min(self.segment.file_bytes);
         if !have_from || wanted_end > end {
-            let count = length.max(WINDOW_BYTES);
+            let at_once = match self.direct {
+                true => DIRECT_WINDOW_BYTES,
+                false => WINDOW_BYTES,
+            };
+            let left = self.segment.file_bytes.saturating_sub(offset) as usize;
+            let count = length.max(at_once.min(left.next_multiple_of(BLOCK_BYTES)));
             self.bytes.resize(count);
             let read = match self.direct {
                 true => self.segment.file.read_direct_at(&mut self.bytes, offset)?,
