@@ -105,6 +105,10 @@ pub(crate) struct BigArgs {
     /// How long gets and updates are measured each, in seconds.
     #[arg(long, default_value_t = 20)]
     pub(crate) seconds: u64,
+    /// Load the keys in their order, in the way that the row offers for that: much
+    /// faster, and without the empty room that keys in any order leave in pages.
+    #[arg(long)]
+    pub(crate) bulk: bool,
     /// Leave out the comparison without a limit.
     #[arg(long)]
     pub(crate) no_unlimited: bool,

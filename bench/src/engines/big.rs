@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::args::BigArgs;
-use super::data::{KEY_BYTES, Random, Values, key};
+use super::data::{KEY_BYTES, Random, Values, key, sorted};
+use super::disk;
 use super::group::{self, Group};
 use super::row::{self, Change, Row, Snapshot};
 use super::size::{Size, status_bytes};
@@ -88,37 +89,74 @@ fn result_path(store: &Path) -> PathBuf {
 fn load(args: &BigArgs, store: &Path) -> Result<Loaded> {
     let mut row = row::open(&args.row, store, &args.data)?;
     let values = Values::new(args.data.value_size, args.data.compressible);
-    let (mut rates, mut heap) = (Vec::new(), 0);
     let start = Instant::now();
-    let per_step = args.keys.div_ceil(STEPS);
-    let mut next = 0;
-    while next < args.keys {
-        let end = next.saturating_add(per_step).min(args.keys);
-        let step = Instant::now();
-        let count = end - next;
-        while next < end {
-            let batch_end = end.min(next.saturating_add(args.data.batch as u32));
-            write(&mut *row, &values, next..batch_end, 0)?;
-            next = batch_end;
+    let mut steps = Steps::new(args.keys);
+    if args.bulk {
+        row.load_sorted(&mut sorted(args.keys).map(|number| {
+            steps.loaded(1);
+            let mut value = Vec::with_capacity(values.size());
+            values.push(number, 0, &mut value);
+            (key(number), value)
+        }))?;
+    } else {
+        let mut next = 0;
+        while next < args.keys {
+            let end = next.saturating_add(args.data.batch as u32).min(args.keys);
+            write(&mut *row, &values, next..end, 0)?;
+            steps.loaded(end - next);
+            next = end;
         }
-        let rate = f64::from(count) / step.elapsed().as_secs_f64();
-        rates.push(rate);
-        heap = heap.max(status_bytes("RssAnon"));
-        println!(
-            "loaded {:>12}: {:>10} keys/s, heap {} MB",
-            grouped(f64::from(next)),
-            grouped(rate.round()),
-            status_bytes("RssAnon") / 1_000_000
-        );
+        row.finish()?;
     }
-    row.finish()?;
     let per_second = f64::from(args.keys) / start.elapsed().as_secs_f64();
     row.close()?;
+    let Steps { rates, heap, .. } = steps;
     Ok(Loaded {
         rates,
         per_second,
         heap,
     })
+}
+
+/// Tells how a load goes.
+struct Steps {
+    keys_per_step: u32,
+    loaded: u32,
+    /// How many there were when the last step ended, and when that was.
+    last: (u32, Instant),
+    rates: Vec<f64>,
+    heap: u64,
+}
+
+impl Steps {
+    fn new(keys: u32) -> Self {
+        Self {
+            keys_per_step: keys.div_ceil(STEPS),
+            loaded: 0,
+            last: (0, Instant::now()),
+            rates: Vec::new(),
+            heap: 0,
+        }
+    }
+
+    fn loaded(&mut self, keys: u32) {
+        self.loaded += keys;
+        let count = self.loaded - self.last.0;
+        if count < self.keys_per_step {
+            return;
+        }
+        let rate = f64::from(count) / self.last.1.elapsed().as_secs_f64();
+        self.last = (self.loaded, Instant::now());
+        self.rates.push(rate);
+        let heap = status_bytes("RssAnon");
+        self.heap = self.heap.max(heap);
+        println!(
+            "loaded {:>12}: {:>10} keys/s, heap {} MB",
+            grouped(f64::from(self.loaded)),
+            grouped(rate.round()),
+            heap / 1_000_000
+        );
+    }
 }
 
 fn write(
@@ -210,7 +248,12 @@ fn orchestrate(args: &BigArgs) -> Result<bool> {
     let payload = u64::from(args.keys) * (KEY_BYTES + args.data.value_size) as u64;
     let limit = args.memory_mib.map_or(payload / 4, |mib| mib << 20);
     let base = folder(&args.data)?;
-    need_space(base.path(), payload * 5 / 2 + (6 << 30))?;
+    // Full pages, or pages of any fill and what waits for a checkpoint; logs.
+    let most = match args.bulk {
+        true => payload * 13 / 10 + (4 << 30),
+        false => payload * 5 / 2 + (6 << 30),
+    };
+    need_space(base.path(), most)?;
     let machine = Machine::describe(Some(base.path()));
     let commit = commit();
     println!(
@@ -237,8 +280,20 @@ fn orchestrate(args: &BigArgs) -> Result<bool> {
         size.log / 1_000_000
     );
     evict(&store)?;
+    let reads = disk::random_reads(&store)?;
+    println!(
+        "the disk alone, pages of 4 KiB of the same files at random places: {}/s one at a time, \
+         {}/s by {} at a time",
+        grouped(reads.one.round()),
+        grouped(reads.many.round()),
+        disk::MANY
+    );
     let limited: Worked = part("work", &store, Some(group.path()))?;
     tell("larger than memory", &limited);
+    println!(
+        "larger than memory against the disk one at a time: get {:.2} x",
+        limited.gets_per_second / reads.one
+    );
     drop(group);
     let mut unlimited = None;
     if !args.no_unlimited {
@@ -262,6 +317,8 @@ fn orchestrate(args: &BigArgs) -> Result<bool> {
             "batch": args.data.batch,
             "in_flight": args.data.in_flight,
             "limit_bytes": limit,
+            "bulk": args.bulk,
+            "disk_reads": reads,
             "size": size,
             "load": loaded,
             "larger_than_memory": limited,

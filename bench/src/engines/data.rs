@@ -33,6 +33,20 @@ pub(crate) fn key(number: u32) -> Key {
     key
 }
 
+/// The numbers below `count` in the order of their keys. Keys are found a range at a
+/// time, so that memory does not grow with their count.
+pub(crate) fn sorted(count: u32) -> impl Iterator<Item = u32> {
+    const AT_A_TIME: u32 = 1 << 20;
+    let ranges = u128::from(count.div_ceil(AT_A_TIME)).max(1);
+    (0..ranges).flat_map(move |range| {
+        let is_within = |bits: &u64| (u128::from(*bits) * ranges) >> 64 == range;
+        let keys = (0..count).map(|number| (mix(u64::from(number)), number));
+        let mut keys: Vec<_> = keys.filter(|(bits, _)| is_within(bits)).collect();
+        keys.sort_unstable();
+        keys.into_iter().map(|(_, number)| number)
+    })
+}
+
 /// Random numbers from a seed.
 pub(crate) struct Random(u64);
 
@@ -140,6 +154,20 @@ mod tests {
         keys.sort_unstable();
         keys.dedup();
         assert_eq!(keys.len(), 10_000);
+    }
+
+    #[test]
+    fn sorted_numbers_are_all_of_them_by_key() {
+        let count = 3 << 20;
+        let mut seen = vec![false; count as usize];
+        let mut last = [0; KEY_BYTES];
+        for number in sorted(count) {
+            assert!(key(number) > last);
+            last = key(number);
+            assert!(!std::mem::replace(&mut seen[number as usize], true));
+        }
+        assert!(seen.into_iter().all(|seen| seen));
+        assert_eq!(sorted(0).count(), 0);
     }
 
     #[test]

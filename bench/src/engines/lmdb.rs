@@ -8,9 +8,9 @@ use std::ops::Bound;
 use std::path::Path;
 
 use heed::types::Bytes;
-use heed::{CommitOrAbort, Database, EnvFlags, EnvOpenOptions, RoTxn, WithoutTls};
+use heed::{CommitOrAbort, Database, EnvFlags, EnvOpenOptions, PutFlags, RoTxn, WithoutTls};
 
-use super::row::{Change, Row, Snapshot, Work, failed};
+use super::row::{Change, Row, Snapshot, Sorted, Work, failed, write_parts};
 use crate::error::Result;
 
 type Env = heed::Env<WithoutTls>;
@@ -93,6 +93,25 @@ impl Row for Lmdb {
 
     fn finish(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    fn load_sorted(&mut self, entries: &mut Sorted<'_>) -> Result<()> {
+        write_parts(entries, &mut |changes| {
+            let mut txn = self.env.write_txn().map_err(failed("lmdb"))?;
+            for change in changes {
+                let value = change.value.unwrap_or_default();
+                let flags = PutFlags::APPEND;
+                self.database
+                    .put_with_flags(&mut txn, flags, change.key, value)
+                    .map_err(failed("lmdb"))?;
+            }
+            txn.commit().map_err(failed("lmdb"))
+        })?;
+        // What is done without syncs is not done before the last one.
+        match self.mode {
+            Mode::Synced => Ok(()),
+            Mode::NoSync => self.env.force_sync().map_err(failed("lmdb")),
+        }
     }
 
     fn read(&self, work: &mut Work<'_>) -> Result<()> {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::args::EnginesArgs;
-use super::data::{Key, Random, Values, key, shuffled};
+use super::data::{self, Key, Random, Values, key, shuffled};
 use super::row::{Change, Row, Snapshot};
 use super::size::{Size, written_bytes};
 use crate::error::{BenchError, Result};
@@ -40,12 +40,16 @@ pub(crate) struct Outcome {
     pub(crate) scan: Rate,
     pub(crate) old_get: Option<Rate>,
     pub(crate) delete: Rate,
+    /// Sorted keys into an empty store, in the way that the engine offers for that.
+    pub(crate) bulk: Rate,
     pub(crate) size_loaded: Size,
     pub(crate) size_updated: Size,
     /// After the compaction that is named.
     pub(crate) size_compacted: Option<Size>,
     pub(crate) compaction: Option<&'static str>,
     pub(crate) compaction_seconds: f64,
+    /// After the bulk load.
+    pub(crate) size_bulk: Size,
 }
 
 /// The keys, and the orders in which they are used: the same for all rows.
@@ -73,7 +77,7 @@ impl<'a> Plan<'a> {
     }
 
     fn payload_bytes(&self) -> u64 {
-        (super::data::KEY_BYTES + self.values.size()) as u64
+        (data::KEY_BYTES + self.values.size()) as u64
     }
 }
 
@@ -104,12 +108,14 @@ impl Clock {
     }
 }
 
-/// Measures the open, empty `row`, whose files are in `folder`.
+/// Measures the open, empty `row`, whose files are in `folder`, and what a bulk load
+/// came to.
 pub(crate) fn measure(
     name: &str,
     mut row: Box<dyn Row>,
     folder: &Path,
     plan: &Plan<'_>,
+    (bulk, size_bulk): (Rate, Size),
     progress: &dyn Fn(&str),
 ) -> Result<Outcome> {
     let payload = plan.payload_bytes();
@@ -193,12 +199,37 @@ pub(crate) fn measure(
         scan: scan.ok_or_else(missing)?,
         old_get,
         delete,
+        bulk,
         size_loaded,
         size_updated,
         size_compacted,
         compaction,
         compaction_seconds,
+        size_bulk,
     })
+}
+
+/// Measures a bulk load into the open, empty `row`, whose files are in `folder`.
+pub(crate) fn bulk_load(
+    mut row: Box<dyn Row>,
+    folder: &Path,
+    plan: &Plan<'_>,
+) -> Result<(Rate, Size)> {
+    // Not part of what is measured.
+    let numbers: Vec<u32> = data::sorted(plan.args.keys).collect();
+    let clock = Clock::start();
+    row.load_sorted(&mut numbers.iter().map(|number| {
+        let mut value = Vec::with_capacity(plan.values.size());
+        plan.values.push(*number, 0, &mut value);
+        (plan.keys[*number as usize], value)
+    }))?;
+    let rate = clock.stop(numbers.len() as u64, plan.payload_bytes());
+    verify(&*row, plan, 0)?;
+    row.checkpoint()?;
+    row.check()?;
+    let size = Size::of(folder)?;
+    row.close()?;
+    Ok((rate, size))
 }
 
 /// Writes the keys with these numbers, batch by batch: the values of `round`, or
@@ -259,7 +290,7 @@ fn scans(snapshot: &dyn Snapshot, plan: &Plan<'_>) -> Result<u64> {
     for _ in 0..plan.args.scans {
         let start = random.below(starts) as usize;
         let (mut seen, mut is_right) = (0, true);
-        let mut last: Key = [0; super::data::KEY_BYTES];
+        let mut last: Key = [0; data::KEY_BYTES];
         snapshot.scan(&plan.sorted[start], SCAN as usize, &mut |key, value| {
             seen += 1;
             is_right &= value.len() == value_bytes;

@@ -4,6 +4,7 @@
 pub(crate) mod args;
 pub(crate) mod big;
 mod data;
+mod disk;
 #[cfg(feature = "engines")]
 mod fjall;
 mod group;
@@ -136,17 +137,25 @@ pub(crate) fn run(args: &EnginesArgs) -> Result<bool> {
 /// Measures the row `name` in a folder of its own, and removes that.
 fn one(name: &str, base: &Path, plan: &Plan<'_>) -> Result<Outcome> {
     let path = base.join(name);
-    let row = row::open(name, &path, &plan.args.data)?;
     let progress = |step: &str| eprintln!("{name}: {step}");
-    let outcome = measure(name, row, &path, plan, &progress)?;
-    std::fs::remove_dir_all(&path).map_err(|source| BenchError::Io {
+    progress("bulk load");
+    let bulk = measure::bulk_load(row::open(name, &path, &plan.args.data)?, &path, plan)?;
+    remove(&path)?;
+    let row = row::open(name, &path, &plan.args.data)?;
+    let outcome = measure(name, row, &path, plan, bulk, &progress)?;
+    remove(&path)?;
+    Ok(outcome)
+}
+
+fn remove(path: &Path) -> Result<()> {
+    std::fs::remove_dir_all(path).map_err(|source| BenchError::Io {
         action: "remove",
-        path: path.clone(),
+        path: path.to_owned(),
         source,
     })?;
     // What one left for the kernel to write must not slow the next.
     rustix::fs::sync();
-    Ok(outcome)
+    Ok(())
 }
 
 fn print_head(args: &EnginesArgs, machine: &Machine, commit: &str) {

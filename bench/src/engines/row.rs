@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::args::DataArgs;
+use super::data::Key;
 use super::varve;
 use crate::error::{BenchError, Result};
 
@@ -12,6 +13,12 @@ pub(crate) struct Change<'a> {
     pub(crate) key: &'a [u8],
     pub(crate) value: Option<&'a [u8]>,
 }
+
+/// Entries in the order of their keys.
+pub(crate) type Sorted<'s> = dyn Iterator<Item = (Key, Vec<u8>)> + 's;
+
+/// Entries of one batch of a bulk load, where the engine has no other way.
+const BULK_BATCH: usize = 10_000;
 
 /// A state that is read from.
 pub(crate) trait Snapshot {
@@ -37,6 +44,13 @@ pub(crate) trait Row {
 
     /// Waits until all batches are done.
     fn finish(&mut self) -> Result<()>;
+
+    /// Fills an empty store with what is sorted, in the way that the engine offers for
+    /// that; all of it is done when this returns.
+    fn load_sorted(&mut self, entries: &mut Sorted<'_>) -> Result<()> {
+        write_parts(entries, &mut |changes| self.write(changes))?;
+        self.finish()
+    }
 
     /// Reads from the newest state, all of `work` from one.
     fn read(&self, work: &mut Work<'_>) -> Result<()>;
@@ -69,6 +83,27 @@ pub(crate) trait Row {
 
     /// Ends, as cleanly as the engine can.
     fn close(self: Box<Self>) -> Result<()>;
+}
+
+/// Writes entries in large batches.
+pub(crate) fn write_parts(
+    entries: &mut Sorted<'_>,
+    write: &mut dyn FnMut(&[Change<'_>]) -> Result<()>,
+) -> Result<()> {
+    loop {
+        let part: Vec<_> = entries.take(BULK_BATCH).collect();
+        if part.is_empty() {
+            return Ok(());
+        }
+        let changes: Vec<_> = part
+            .iter()
+            .map(|(key, value)| Change {
+                key,
+                value: Some(value),
+            })
+            .collect();
+        write(&changes)?;
+    }
 }
 
 /// Opens a row in a folder.

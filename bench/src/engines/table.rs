@@ -47,6 +47,7 @@ pub(super) fn print(outcomes: &[Outcome]) {
         "scan/s",
         "old get/s",
         "delete/s",
+        "bulk load/s",
     ];
     let rows = outcomes.iter().map(|outcome| {
         vec![
@@ -58,6 +59,7 @@ pub(super) fn print(outcomes: &[Outcome]) {
             rate(&outcome.scan),
             outcome.old_get.as_ref().map_or_else(none, rate),
             rate(&outcome.delete),
+            rate(&outcome.bulk),
         ]
     });
     lines(&header, rows);
@@ -69,6 +71,7 @@ pub(super) fn print(outcomes: &[Outcome]) {
         "MB compacted",
         "by",
         "in s",
+        "MB bulk loaded",
         "lengths, MB",
         "written/byte: load",
         "update",
@@ -81,6 +84,7 @@ pub(super) fn print(outcomes: &[Outcome]) {
             outcome.size_compacted.as_ref().map_or_else(none, size),
             outcome.compaction.unwrap_or("-").to_owned(),
             format!("{:.1}", outcome.compaction_seconds),
+            size(&outcome.size_bulk),
             megabytes(outcome.size_updated.length),
             format!("{:.1}", outcome.load.write_amplification),
             format!("{:.1}", outcome.update.write_amplification),

@@ -60,6 +60,7 @@ pub(crate) fn verdicts(outcomes: &[Outcome], keys: u32, value_size: usize) -> Ve
             verdicts.push(Verdict::new(what, ours / theirs));
         };
         over("load", btree.load.per_second, peer.load.per_second);
+        over("bulk load", btree.bulk.per_second, peer.bulk.per_second);
         over("update", btree.update.per_second, peer.update.per_second);
         over("get", btree.get.per_second, peer.get.per_second);
         over("scan", btree.scan.per_second, peer.scan.per_second);

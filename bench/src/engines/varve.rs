@@ -12,7 +12,7 @@ use varve_engine::mvcc::View;
 use varve_types::KeyRange;
 
 use super::args::DataArgs;
-use super::row::{Change, Row, Snapshot, Work, failed};
+use super::row::{Change, Row, Snapshot, Sorted, Work, failed, write_parts};
 use crate::error::Result;
 
 const DURABILITY: &str = "log synced";
@@ -103,6 +103,11 @@ impl Row for MapRow {
         self.window.finish().map_err(failed("btree"))
     }
 
+    fn load_sorted(&mut self, entries: &mut Sorted<'_>) -> Result<()> {
+        let loaded = self.kv.load_sorted(entries);
+        loaded.map(drop).map_err(failed("btree"))
+    }
+
     fn read(&self, work: &mut Work<'_>) -> Result<()> {
         work(&self.kv.snapshot().map_err(failed("btree"))?)
     }
@@ -183,6 +188,16 @@ impl Row for RevisionedRow {
 
     fn finish(&mut self) -> Result<()> {
         self.window.finish().map_err(failed("varve"))
+    }
+
+    fn load_sorted(&mut self, entries: &mut Sorted<'_>) -> Result<()> {
+        // As large as a batch can be is slower: there are some on their way.
+        write_parts(entries, &mut |changes| {
+            changes
+                .chunks(1000)
+                .try_for_each(|changes| self.write(changes))
+        })?;
+        self.finish()
     }
 
     fn read(&self, work: &mut Work<'_>) -> Result<()> {
