@@ -44,6 +44,8 @@ struct Loaded {
 struct Worked {
     open_ms: f64,
     first_get_ms: f64,
+    /// Of all keys, where the engine knows without a walk.
+    count_ms: Option<f64>,
     heap_after_open: u64,
     gets_per_second: f64,
     updates_per_second: f64,
@@ -190,12 +192,19 @@ fn work(args: &BigArgs, store: &Path) -> Result<Worked> {
     let open_ms = start.elapsed().as_secs_f64() * 1e3;
     // Different keys each time, or the page cache would know them.
     let mut random = Random::new(u64::from(std::process::id()));
-    let (mut first_get_ms, mut gets_per_second) = (0.0, 0.0);
+    let (mut first_get_ms, mut count_ms, mut gets_per_second) = (0.0, None, 0.0);
     let heap_after_open = status_bytes("RssAnon");
     row.read(&mut |snapshot| {
         let first = Instant::now();
         get(snapshot, &values, random.below(args.keys))?;
         first_get_ms = first.elapsed().as_secs_f64() * 1e3;
+        let start = Instant::now();
+        if let Some(count) = snapshot.count()? {
+            count_ms = Some(start.elapsed().as_secs_f64() * 1e3);
+            if count != u64::from(args.keys) {
+                return Err(BenchError::Mismatch(format!("{count} keys were counted")));
+            }
+        }
         let (start, mut count) = (Instant::now(), 0u64);
         while start.elapsed() < limit {
             for _ in 0..64 {
@@ -222,6 +231,7 @@ fn work(args: &BigArgs, store: &Path) -> Result<Worked> {
     Ok(Worked {
         open_ms,
         first_get_ms,
+        count_ms,
         heap_after_open,
         gets_per_second,
         updates_per_second,
@@ -331,10 +341,13 @@ fn orchestrate(args: &BigArgs) -> Result<bool> {
 
 fn tell(what: &str, worked: &Worked) {
     println!(
-        "{what}: open {:.1} ms, first get {:.1} ms, heap after open {} MB; get {}/s, update {}/s, \
-         heap at most {} MB",
+        "{what}: open {:.1} ms, first get {:.1} ms{}, heap after open {} MB; get {}/s, update \
+         {}/s, heap at most {} MB",
         worked.open_ms,
         worked.first_get_ms,
+        worked
+            .count_ms
+            .map_or(String::new(), |ms| format!(", count of all {ms:.1} ms")),
         worked.heap_after_open / 1_000_000,
         grouped(worked.gets_per_second.round()),
         grouped(worked.updates_per_second.round()),

@@ -26,6 +26,11 @@ pub(crate) trait Snapshot {
     /// allows; whether it is there.
     fn get(&self, key: &[u8], found: &mut dyn FnMut(&[u8])) -> Result<bool>;
 
+    /// How many entries there are, where the engine knows without a walk.
+    fn count(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// Visits up to `limit` entries from `from` on.
     fn scan(&self, from: &[u8], limit: usize, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<()>;
 }

@@ -140,6 +140,11 @@ impl Snapshot for KvSnapshot {
         Ok(value.is_some())
     }
 
+    fn count(&self) -> Result<Option<u64>> {
+        let sums = self.sums(KeyRange::From(b"")).map_err(failed("btree"))?;
+        Ok(Some(sums.entries))
+    }
+
     fn scan(&self, from: &[u8], limit: usize, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<()> {
         let mut left = limit;
         let range = KeyRange::From(from);

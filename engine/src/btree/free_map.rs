@@ -47,6 +47,8 @@ impl FreeMap {
                 return Err(view.damaged(next, "is no part of the free-space directory"));
             }
             map.directory.push(next);
+            // All at a time: they may lie anywhere, and none may be in memory.
+            (1..=count).for_each(|entry| view.will_need(word(page, entry)));
             for entry in 1..=count {
                 let number = word(page, entry);
                 let bitmap = view.page(number)?;
