@@ -2,7 +2,7 @@
 //! such bugs.
 //!
 //! Without the feature `mutations` none of them is in the program: [`is_on`] is a
-//! constant. With it, one can be switched on for the calling thread.
+//! constant. With it, one can be switched on for the calling thread, or for the process.
 
 /// A bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,10 @@ pub enum Mutation {
     NoTotalOrder,
     /// Freed pages are examined with the durable state looked at before the pins.
     DurableBeforePins,
+    /// On real files, what is not written by a group commit is never synced.
+    FilesNotSynced,
+    /// On real files, directories are never synced.
+    NamesNotSynced,
 }
 
 impl Mutation {
@@ -57,11 +61,29 @@ impl Mutation {
         ("stuck-disk-unnoticed", Self::StuckDiskUnnoticed),
         ("unsettled-commit", Self::UnsettledCommit),
     ];
+
+    /// Those that a node on real files has to be shown with: `varve-bench torture` finds
+    /// them by loss of power.
+    pub const ON_REAL_FILES: [(&'static str, Self); 3] = [
+        ("ack-before-sync", Self::AckBeforeSync),
+        ("files-not-synced", Self::FilesNotSynced),
+        ("names-not-synced", Self::NamesNotSynced),
+    ];
 }
 
 #[cfg(feature = "mutations")]
 thread_local! {
     static ON: std::cell::Cell<Option<Mutation>> = const { std::cell::Cell::new(None) };
+}
+
+#[cfg(feature = "mutations")]
+static ON_EVERYWHERE: std::sync::OnceLock<Mutation> = std::sync::OnceLock::new();
+
+/// Switches one on for all threads of this process, for good; no second one.
+#[cfg(feature = "mutations")]
+pub fn switch_on_everywhere(mutation: Mutation) {
+    // A second one is not wanted, so what it says of the first does not matter.
+    let _ = ON_EVERYWHERE.set(mutation);
 }
 
 /// Switches one on for this thread, or all off.
@@ -73,7 +95,7 @@ pub fn switch_on(mutation: Option<Mutation>) {
 /// Whether it is switched on.
 #[cfg(feature = "mutations")]
 pub fn is_on(mutation: Mutation) -> bool {
-    ON.get() == Some(mutation)
+    ON.get() == Some(mutation) || ON_EVERYWHERE.get() == Some(&mutation)
 }
 
 /// Whether it is switched on: never, in this build.

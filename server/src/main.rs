@@ -15,6 +15,8 @@ fn main() -> ExitCode {
         .skip(1)
         .map(|argument| argument.to_string_lossy().into_owned())
         .collect();
+    #[cfg(feature = "mutations")]
+    let arguments = switch_on_mutation(arguments);
     let variables = std::env::vars_os().map(|(name, value)| {
         (
             name.to_string_lossy().into_owned(),
@@ -43,6 +45,30 @@ fn main() -> ExitCode {
             ExitCode::from(EXIT_START)
         }
     }
+}
+
+/// Takes `--mutation=NAME` out of the arguments.
+#[cfg(feature = "mutations")]
+fn switch_on_mutation(mut arguments: Vec<String>) -> Vec<String> {
+    use varve_engine::mutations::{Mutation, switch_on_everywhere};
+    arguments.retain(|argument| {
+        let Some(wanted) = argument.strip_prefix("--mutation=") else {
+            return true;
+        };
+        let found = Mutation::ON_REAL_FILES
+            .iter()
+            .find(|(name, _)| *name == wanted);
+        match found {
+            Some((name, mutation)) => {
+                eprintln!("varve: this node has a deliberate bug: {name}");
+                switch_on_everywhere(*mutation);
+            }
+            // Left in, it is refused as a flag that nobody knows.
+            None => return true,
+        }
+        false
+    });
+    arguments
 }
 
 fn start_log(level: LogLevel) {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -12,6 +13,7 @@ use varve_client::{Client, ClientConfig};
 use super::TortureArgs;
 use super::disks::SmallDisk;
 use super::network::{Network, Place};
+use super::power::{Lost, PowerDisk};
 use crate::error::{BenchError, Result};
 use crate::http;
 
@@ -42,10 +44,13 @@ pub(super) struct Member {
 /// All of them, and what they stand on. Dropping it removes everything.
 pub(super) struct Cluster {
     pub(super) members: Vec<Member>,
+    /// Over the disks: dropped before them.
+    power: Vec<Arc<PowerDisk>>,
     pub(super) disks: Vec<SmallDisk>,
     pub(super) network: Network,
     why_no_namespaces: Option<String>,
     why_no_disks: Option<String>,
+    why_no_power_loss: Option<String>,
     binary: PathBuf,
     extra: Vec<String>,
     /// The last field: it goes when nothing is mounted in it any more.
@@ -72,10 +77,14 @@ impl Cluster {
         let places = network.places(count)?;
         let mut cluster = Self {
             members: Vec::new(),
+            power: Vec::new(),
             disks: Vec::new(),
             network,
             why_no_namespaces,
             why_no_disks: super::shell::may_use_root(!args.no_root)
+                .err()
+                .map(str::to_owned),
+            why_no_power_loss: super::shell::may_use_root(!args.no_root)
                 .err()
                 .map(str::to_owned),
             binary: binary.to_owned(),
@@ -94,6 +103,22 @@ impl Cluster {
                 }
             }
         }
+        for member in 0..count {
+            if cluster.why_no_power_loss.is_none() {
+                let name = format!("n{}", member + 1);
+                let below = match cluster.disks.get(member) {
+                    Some(disk) => disk.path().join("files"),
+                    None => cluster.path.join(format!("{name}.files")),
+                };
+                match PowerDisk::new(&cluster.path, &name, &below) {
+                    Ok(disk) => cluster.power.push(Arc::new(disk)),
+                    Err(reason) => {
+                        cluster.why_no_power_loss = Some(reason);
+                        cluster.power.clear();
+                    }
+                }
+            }
+        }
         let names: Vec<_> = (1..=count).map(|number| format!("n{number}")).collect();
         let urls = names
             .iter()
@@ -101,9 +126,10 @@ impl Cluster {
             .map(|(name, place)| format!("{name}=http://{}", place.advertised_peer));
         let initial_cluster = urls.collect::<Vec<_>>().join(",");
         for (index, (name, place)) in names.into_iter().zip(places).enumerate() {
-            let data_dir = match cluster.disks.get(index) {
-                Some(disk) => disk.data_dir(),
-                None => cluster.path.join(&name),
+            let data_dir = match (cluster.power.get(index), cluster.disks.get(index)) {
+                (Some(disk), _) => disk.data_dir(),
+                (None, Some(disk)) => disk.path().join("data"),
+                (None, None) => cluster.path.join(&name),
             };
             cluster.members.push(Member {
                 log: cluster.path.join(format!("{name}.log")),
@@ -138,6 +164,9 @@ impl Cluster {
                 Some(_) => "disks: folders of the file system that is there".to_owned(),
             },
         ];
+        if self.why_no_power_loss.is_none() {
+            lines.push("power: what is not synced can be lost (FUSE over each disk)".to_owned());
+        }
         lines.extend(
             self.not_available()
                 .into_iter()
@@ -158,10 +187,9 @@ impl Cluster {
                 why.clone(),
             ));
         }
-        found.push((
-            "power loss",
-            "no layer here drops writes that were not synced; varve-sim does".to_owned(),
-        ));
+        if let Some(why) = &self.why_no_power_loss {
+            found.push(("power loss, power loss of all", why.clone()));
+        }
         found
     }
 
@@ -277,6 +305,38 @@ impl Cluster {
         let _ = self.ended(index).await;
     }
 
+    /// Whether members can lose power here.
+    pub(super) fn can_lose_power(&self) -> bool {
+        !self.power.is_empty()
+    }
+
+    /// Takes the power from members, all at the same time, and gives it back; their
+    /// processes are gone, and by chance of each seed what they had not synced.
+    pub(super) async fn lose_power(
+        &mut self,
+        seeds: &[(usize, u64)],
+    ) -> std::result::Result<Lost, String> {
+        for (index, _) in seeds {
+            self.power[*index].cut();
+        }
+        for (index, _) in seeds {
+            self.signal(*index, Signal::KILL);
+        }
+        let mut lost = Lost::default();
+        for (index, seed) in seeds {
+            let disk = self.power[*index].clone();
+            disk.release();
+            self.ended(*index).await?;
+            let seed = *seed;
+            // The file system is served by other threads; this one goes on with clients.
+            let taken = tokio::task::spawn_blocking(move || disk.lose(seed)).await;
+            let taken = taken.map_err(|error| error.to_string())??;
+            lost.bytes += taken.bytes;
+            lost.names += taken.names;
+        }
+        Ok(lost)
+    }
+
     /// Waits for the end of a member's process; with which code.
     pub(super) async fn ended(&mut self, index: usize) -> std::result::Result<Option<i32>, String> {
         let deadline = Instant::now() + END_PATIENCE;
@@ -311,6 +371,24 @@ impl Cluster {
                     "{} ended by itself with {status}; the end of its log:\n{tail}",
                     member.name
                 ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails if a member has set files aside as damaged: nothing here damages any.
+    pub(super) fn check_whole(&self) -> std::result::Result<(), String> {
+        for member in &self.members {
+            let Ok(entries) = std::fs::read_dir(&member.data_dir) else {
+                continue; // it is being replaced
+            };
+            for entry in entries.flatten() {
+                if entry.file_name().to_string_lossy().starts_with("damaged-") {
+                    return Err(format!(
+                        "{} took its files for damaged, and nothing damaged them; see its log",
+                        member.name
+                    ));
+                }
             }
         }
         Ok(())
@@ -379,6 +457,7 @@ impl Cluster {
     /// Keeps the logs, not the data.
     pub(super) fn keep_logs(&mut self) -> PathBuf {
         self.end_processes();
+        self.power.clear();
         self.disks.clear();
         if let Some(folder) = self.folder.take() {
             let _ = folder.keep();
@@ -386,6 +465,7 @@ impl Cluster {
         for member in &self.members {
             let _ = std::fs::remove_dir_all(&member.data_dir);
             let _ = std::fs::remove_file(self.path.join(format!("{}.image", member.name)));
+            let _ = std::fs::remove_dir_all(self.path.join(format!("{}.files", member.name)));
         }
         self.path.clone()
     }
@@ -407,6 +487,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.end_processes();
+        self.power.clear();
         self.disks.clear();
     }
 }

@@ -45,9 +45,9 @@ impl SmallDisk {
         format!("an ext4 of {SIZE_MIB} MiB for each member, loop-mounted")
     }
 
-    /// Where a member keeps its data on it.
-    pub(super) fn data_dir(&self) -> PathBuf {
-        self.mount_point.join("data")
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.mount_point
     }
 
     /// Takes all space but for a little.

@@ -1,7 +1,8 @@
 //! Breaks a running cluster in every way that this machine lets it, and judges what
 //! clients saw.
 //!
-//! Real node processes, real sockets, real file systems. What is done when follows from
+//! Real node processes, real sockets, real file systems, and one of our own over these
+//! that can lose what was not synced (`power/`). What is done when follows from
 //! the seed; what comes of it does not, as the machine is no simulation. The judge is
 //! the one of `varve-sim`: the order of revisions, and for each key a search that knows
 //! nothing of them.
@@ -11,6 +12,11 @@ mod cluster;
 mod disks;
 mod nemesis;
 mod network;
+#[cfg(feature = "power-loss")]
+mod power;
+#[cfg(not(feature = "power-loss"))]
+#[path = "power_absent.rs"]
+mod power;
 mod proxy;
 mod record;
 mod report;
@@ -51,7 +57,10 @@ pub(crate) struct TortureArgs {
     /// Clients; each has one operation outstanding.
     #[arg(long, default_value_t = 8)]
     pub(crate) clients: usize,
-    /// Use loopback and proxies, and no file systems of their own, also where more is allowed.
+    /// Only this kind of fault, by its name in the table: `kill -9`, `power loss`, `power loss of all`. Repeatable; default is all.
+    #[arg(long, value_name = "KIND", value_parser = nemesis::parse_fault)]
+    pub(crate) fault: Vec<nemesis::Fault>,
+    /// Use loopback and proxies, no file systems of their own and no loss of power, also where more is allowed.
     #[arg(long)]
     pub(crate) no_root: bool,
     /// The node binary; default is `varve` beside this binary.

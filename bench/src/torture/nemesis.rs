@@ -18,9 +18,11 @@ const CHANGE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
+pub(crate) enum Fault {
     Kill,
     KillAll,
+    PowerLoss,
+    PowerLossOfAll,
     Pause,
     LinkDown,
     OneWayDrops,
@@ -37,11 +39,17 @@ enum Fault {
 
 impl Fault {
     /// All of them; those that come more often more than once.
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 24] = [
         Self::Kill,
         Self::Kill,
         Self::Kill,
         Self::KillAll,
+        Self::PowerLoss,
+        Self::PowerLoss,
+        Self::PowerLoss,
+        Self::PowerLossOfAll,
+        Self::PowerLossOfAll,
+        Self::PowerLossOfAll,
         Self::Pause,
         Self::Pause,
         Self::LinkDown,
@@ -62,6 +70,8 @@ impl Fault {
         match self {
             Self::Kill => "kill -9",
             Self::KillAll => "kill -9 of all",
+            Self::PowerLoss => "power loss",
+            Self::PowerLossOfAll => "power loss of all",
             Self::Pause => "SIGSTOP",
             Self::LinkDown => "link down",
             Self::OneWayDrops => "one-way drops on a link",
@@ -77,12 +87,32 @@ impl Fault {
         }
     }
 
+    /// Each kind once, by name.
+    fn kinds() -> Vec<Self> {
+        let mut kinds = Self::ALL.to_vec();
+        kinds.dedup();
+        kinds.push(Self::RollingRestart);
+        kinds
+    }
+
     fn is_available(self, cluster: &Cluster) -> bool {
         let is_of_disk = matches!(self, Self::DiskFull | Self::DiskHangs | Self::DiskSpike);
         let is_of_link = self == Self::LinkDown;
-        (!is_of_disk || !cluster.disks.is_empty())
+        let is_of_power = matches!(self, Self::PowerLoss | Self::PowerLossOfAll);
+        (!is_of_power || cluster.can_lose_power())
+            && (!is_of_disk || !cluster.disks.is_empty())
             && (!is_of_link || matches!(cluster.network, Network::Namespaces(_)))
     }
+}
+
+/// A kind by its name.
+pub(crate) fn parse_fault(name: &str) -> Result<Fault, String> {
+    let kinds = Fault::kinds();
+    let found = kinds.iter().find(|fault| fault.name() == name);
+    found.copied().ok_or_else(|| {
+        let names: Vec<_> = kinds.iter().map(|fault| fault.name()).collect();
+        format!("the kinds are: {}", names.join(", "))
+    })
 }
 
 /// Whoever breaks things.
@@ -91,6 +121,8 @@ pub(super) struct Nemesis {
     record: Arc<Record>,
     is_verbose: bool,
     started: Instant,
+    /// Kinds that are wanted; empty for all.
+    only: Vec<Fault>,
 }
 
 type Outcome = Result<(), String>;
@@ -102,6 +134,7 @@ impl Nemesis {
             record,
             is_verbose: args.verbose,
             started: Instant::now(),
+            only: args.fault.clone(),
         }
     }
 
@@ -110,19 +143,26 @@ impl Nemesis {
         self.started = Instant::now();
         self.calm(1500).await;
         // Each kind once, in an order of the seed, then by chance.
-        let mut first: Vec<Fault> = Fault::ALL.to_vec();
-        first.dedup();
-        first.push(Fault::RollingRestart);
-        first.retain(|fault| fault.is_available(cluster));
+        let is_wanted = |fault: &Fault| {
+            fault.is_available(cluster) && (self.only.is_empty() || self.only.contains(fault))
+        };
+        let mut first = Fault::kinds();
+        first.retain(is_wanted);
+        if first.is_empty() {
+            // The report says that they are not to be had.
+            tokio::time::sleep(duration).await;
+            return Ok(());
+        }
+        let mut often = Fault::ALL.to_vec();
+        often.retain(is_wanted);
+        let restarts_too = first.contains(&Fault::RollingRestart);
         while self.started.elapsed() < duration {
-            let fault = match first.len() {
-                0 if self.rng.chance(4) => Fault::RollingRestart,
-                0 => Fault::ALL[self.rng.below(Fault::ALL.len() as u64) as usize],
-                count => first.swap_remove(self.rng.below(count as u64) as usize),
+            let fault = match (first.len(), often.len()) {
+                (0, 0) => Fault::RollingRestart,
+                (0, _) if restarts_too && self.rng.chance(4) => Fault::RollingRestart,
+                (0, count) => often[self.rng.below(count as u64) as usize],
+                (count, _) => first.swap_remove(self.rng.below(count as u64) as usize),
             };
-            if !fault.is_available(cluster) {
-                continue;
-            }
             let victim = self.victim(cluster).await;
             self.say(&format!(
                 "{} ({})",
@@ -142,6 +182,7 @@ impl Nemesis {
             cluster.wait_healthy().await?;
             self.calm(700).await;
             cluster.check_alive()?;
+            cluster.check_whole()?;
         }
         Ok(())
     }
@@ -172,6 +213,11 @@ impl Nemesis {
                 }
                 self.calm(300).await;
                 (0..cluster.count()).try_for_each(|index| spawn(cluster, index))
+            }
+            Fault::PowerLoss => self.lose_power(cluster, &[victim]).await,
+            Fault::PowerLossOfAll => {
+                let all: Vec<usize> = (0..cluster.count()).collect();
+                self.lose_power(cluster, &all).await
             }
             Fault::Pause => {
                 cluster.signal(victim, Signal::STOP);
@@ -225,6 +271,35 @@ impl Nemesis {
             }
             Fault::MoveLeader => self.move_leader(cluster).await,
             Fault::ReplaceMember => self.replace(cluster, victim).await,
+        }
+    }
+
+    /// Members lose power, and now and then once more while they recover.
+    async fn lose_power(&mut self, cluster: &mut Cluster, members: &[usize]) -> Outcome {
+        loop {
+            // With one seed for all none keeps more than the others: what one keeps, all
+            // get from it.
+            let shared = self.rng.chance(50).then(|| self.rng.next_u64());
+            let seeds = members.iter().map(|index| {
+                let seed = shared.unwrap_or_else(|| self.rng.next_u64());
+                (*index, seed)
+            });
+            let seeds: Vec<_> = seeds.collect();
+            let lost = cluster.lose_power(&seeds).await?;
+            self.record.note_power_loss(lost);
+            self.say(&format!(
+                "lost: {} bytes, {} changes of names",
+                lost.bytes, lost.names
+            ));
+            self.calm(300).await;
+            members
+                .iter()
+                .try_for_each(|index| spawn(cluster, *index))?;
+            if !self.rng.chance(25) {
+                return Ok(());
+            }
+            self.calm(400).await;
+            self.say("and once more");
         }
     }
 

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use varve_raft::simulation::history::{Action, Ledger, Operation, Outcome};
 
+use super::power::Lost;
+
 /// Shared by all tasks of a run.
 #[derive(Default)]
 pub(super) struct Record {
@@ -43,6 +45,9 @@ pub(super) struct Progress {
     current: String,
     /// How often, and the longest pause during it or until the next one.
     pub(super) faults: BTreeMap<String, (u64, Duration)>,
+    /// How often the power went, and what was taken.
+    pub(super) power_losses: u64,
+    pub(super) lost: Lost,
 }
 
 impl Progress {
@@ -122,6 +127,14 @@ impl Record {
         let mut progress = lock(&self.progress);
         progress.current = name.to_owned();
         progress.faults.entry(name.to_owned()).or_default().0 += 1;
+    }
+
+    /// The power went, and this with it.
+    pub(super) fn note_power_loss(&self, lost: Lost) {
+        let mut progress = lock(&self.progress);
+        progress.power_losses += 1;
+        progress.lost.bytes += lost.bytes;
+        progress.lost.names += lost.names;
     }
 
     pub(super) fn progress(&self) -> MutexGuard<'_, Progress> {

@@ -44,6 +44,10 @@ pub(super) struct Report {
     network: &'static str,
     not_available: Vec<(&'static str, String)>,
     faults: Vec<FaultCount>,
+    /// With those during a recovery.
+    power_losses: u64,
+    unsynced_bytes_lost: u64,
+    unsynced_names_lost: u64,
     operations: BTreeMap<&'static str, Outcomes>,
     events_watched: u64,
     longest_pause_ms: u64,
@@ -86,6 +90,9 @@ impl Report {
             network: cluster.network.describe(),
             not_available: cluster.not_available(),
             faults: faults.collect(),
+            power_losses: progress.power_losses,
+            unsynced_bytes_lost: progress.lost.bytes,
+            unsynced_names_lost: progress.lost.names,
             operations: count(&verdict.operations),
             events_watched: verdict.events_watched,
             longest_pause_ms: millis(pause),
@@ -125,6 +132,16 @@ impl Report {
         for fault in &self.faults {
             let pause = seconds(fault.longest_pause_ms);
             writeln!(out, "{:<32} {:>6} {:>22} s", fault.name, fault.times, pause)?;
+        }
+        for (what, why) in &self.not_available {
+            writeln!(out, "{what}: not to be had here ({why})")?;
+        }
+        if self.power_losses > 0 {
+            writeln!(
+                out,
+                "power went {} times, with {} bytes and {} changes of names that were not synced",
+                self.power_losses, self.unsynced_bytes_lost, self.unsynced_names_lost
+            )?;
         }
         let (done, not_done, unknown) = ("done", "not done", "unknown");
         writeln!(

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::map::Region;
 use super::{Disk, DiskError, File, Map, OpenMode, Result, align};
+use crate::mutations::{Mutation, is_on};
 
 /// What is made here is for its owner alone: also where a directory of its own, for the
 /// log, is open to others.
@@ -75,6 +76,9 @@ impl Disk for PsyncDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> Result<()> {
+        if is_on(Mutation::NamesNotSynced) {
+            return Ok(());
+        }
         let fail = |e| DiskError::io("sync dir", dir, 0, e);
         fs::File::open(dir).map_err(fail)?.sync_all().map_err(fail)
     }
@@ -87,6 +91,9 @@ pub fn create_dirs(dir: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = dir.ancestors().take_while(is_missing).collect();
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true).mode(DIR_MODE).create(dir)?;
+    if is_on(Mutation::NamesNotSynced) {
+        return Ok(());
+    }
     for made in missing {
         let above = made.parent().filter(|above| !above.as_os_str().is_empty());
         fs::File::open(above.unwrap_or(Path::new(".")))?.sync_all()?;
@@ -228,6 +235,9 @@ impl File for SystemFile {
     }
 
     fn sync(&self) -> Result<()> {
+        if is_on(Mutation::FilesNotSynced) {
+            return Ok(());
+        }
         self.file.sync_data().map_err(|e| self.fail("sync", 0, e))
     }
 
