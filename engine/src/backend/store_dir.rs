@@ -21,7 +21,6 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::{Applied, BackendError, Result};
-use crate::disk::psync::create_dirs;
 
 const LOCK: &str = "LOCK";
 const CHECKPOINT: &str = "CHECKPOINT";
@@ -57,7 +56,7 @@ impl StoreDir {
     /// checkpoint. There is none in a new store: the directory is then empty of
     /// the engine's files.
     pub(super) fn open(engine: &'static str, path: &Path) -> Result<(Self, Option<Checkpoint>)> {
-        create_dirs(path).map_err(|source| io_error("creating", path, source))?;
+        fs::create_dir_all(path).map_err(|source| io_error("creating", path, source))?;
         let lock_path = path.join(LOCK);
         let lock = File::options()
             .create(true)

@@ -234,7 +234,8 @@ impl Content {
         }
         let grown = self.file.metadata()?.len();
         if grown != length {
-            undone.bytes += grown.abs_diff(length);
+            // Bytes that were put back beyond the end are among them.
+            undone.bytes = undone.bytes.max(grown.abs_diff(length));
             self.file.set_len(length)?;
         }
         Ok(undone.bytes)

@@ -243,17 +243,20 @@ impl Names {
         }
     }
 
-    /// Which of these are under a name, may be again after a loss, or are in use.
+    /// What a name leads to, may lead to again after a loss, or is in use.
     pub(super) fn in_use(&self) -> BTreeSet<u64> {
-        let trees = [&self.current, &self.durable];
-        let named = trees
-            .iter()
-            .flat_map(|tree| tree.values().flat_map(|names| names.values().copied()));
-        named
-            .chain(self.pending.iter().map(Change::inode))
-            .chain(self.known.keys().copied())
-            .chain([ROOT])
-            .collect()
+        let pending = self.pending.iter().map(Change::inode);
+        let roots = pending.chain(self.known.keys().copied()).chain([ROOT]);
+        let mut found: BTreeSet<u64> = roots.collect();
+        let mut left: Vec<u64> = found.iter().copied().collect();
+        while let Some(inode) = left.pop() {
+            let trees = [&self.current, &self.durable].into_iter();
+            for below in trees.filter_map(|tree| tree.get(&inode)) {
+                let new = below.values().filter(|inode| found.insert(**inode));
+                left.extend(new);
+            }
+        }
+        found
     }
 
     /// Forgets directories that are nowhere any more.
