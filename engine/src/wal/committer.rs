@@ -15,6 +15,14 @@ use super::{Committed, Group, Lsn, Result, Wal, WalError, WalReader, WalStats};
 /// How long to wait before the disk is tried again where it was full.
 const SPACE_RETRY: Duration = Duration::from_millis(250);
 
+/// Longest pause between groups for which the next one is waited for awake: one
+/// client's, who writes again as soon as it has its answer. To put the thread's core
+/// to sleep and to wake it takes a good part of that, once for each put.
+const AWAKE: Duration = Duration::from_micros(200);
+
+/// A look at the queue that took longer let another thread run on this core.
+const BUSY: Duration = Duration::from_micros(10);
+
 /// Bytes up to which queued groups become one; a larger one goes alone.
 const MAX_BATCH_BYTES: usize = 4 << 20;
 
@@ -64,6 +72,8 @@ impl Committer {
             idle,
             complete,
             retry_at: None,
+            has_cores: std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1),
+            last_pause: Duration::MAX,
         };
         let thread = std::thread::Builder::new()
             .name("wal".into())
@@ -130,12 +140,20 @@ struct Worker<F> {
     complete: F,
     /// When to try again, where the disk was full.
     retry_at: Option<Instant>,
+    /// Whether there is a core for somebody else while this thread is awake.
+    has_cores: bool,
+    /// How long the queue was empty before the last request.
+    last_pause: Duration,
 }
 
 impl<F: FnMut(Completion)> Worker<F> {
     fn run(&mut self, queue: &Receiver<Request>) {
         let mut open = true;
         while open {
+            let paused = Instant::now();
+            if self.has_cores && self.last_pause < AWAKE {
+                stay_awake(queue, paused);
+            }
             // A mark only after something that it could mark.
             let lacks_space = self.commits.wal.lacks_space();
             let request = if lacks_space {
@@ -145,6 +163,7 @@ impl<F: FnMut(Completion)> Worker<F> {
             } else {
                 queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
             };
+            self.last_pause = paused.elapsed();
             match request {
                 Ok(request) => open = self.take(request),
                 Err(RecvTimeoutError::Timeout) if lacks_space => self.commits.wal.retry_space(),
@@ -208,6 +227,20 @@ impl<F: FnMut(Completion)> Worker<F> {
             Ok(()) => self.retry_at = None,
             Err(error) => self.wait_for_space(&error),
         }
+    }
+}
+
+/// Waits for a request without sleep, for no longer than [`AWAKE`], and only while
+/// no other thread wants this core.
+fn stay_awake(queue: &Receiver<Request>, since: Instant) {
+    let mut last = since;
+    while queue.is_empty() {
+        std::thread::yield_now();
+        let now = Instant::now();
+        if now - last > BUSY || now - since > AWAKE {
+            return;
+        }
+        last = now;
     }
 }
 
