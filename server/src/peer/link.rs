@@ -1,11 +1,14 @@
 //! The connection over which messages go to one member.
+//!
+//! Whoever has a message for an idle connection writes it by itself: to wake the
+//! task that serves it would take longer than the write. The task writes the rest.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use varve_protocol::peer::{Channel, MessagesWriter, PeerFrame};
@@ -18,6 +21,8 @@ use crate::metrics::{Metrics, add, subtract};
 const MAX_QUEUED_BYTES: usize = 32 << 20;
 /// Frames are ended past this size, so that the receiver can start.
 const FRAME_BYTES: usize = 1 << 20;
+/// Bytes of messages that are written by who brings them, at most.
+const DIRECT_BYTES: usize = 8 << 10;
 /// Pauses between attempts to connect: they double from the first to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
@@ -26,6 +31,11 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 struct Queue {
     messages: Vec<Bytes>,
     bytes: usize,
+    /// The connection, while the task has nothing to write to it.
+    idle: Option<Arc<OwnedWriteHalf>>,
+    /// Of frames written without the task: what the socket did not take. It goes
+    /// before the messages.
+    rest: Vec<u8>,
     /// Something was dropped since the member was last reported unreachable.
     dropped: bool,
     closed: bool,
@@ -62,6 +72,16 @@ impl Link {
     /// Queues messages, or drops them if too much waits already.
     pub(super) fn push(&self, messages: Vec<Bytes>, metrics: &Metrics) {
         let mut queue = self.lock();
+        if queue.write_directly(&messages, metrics) {
+            let is_left = !queue.rest.is_empty();
+            drop(queue);
+            if is_left {
+                self.wake.notify_one();
+            }
+            return;
+        }
+        // What comes next must not overtake these.
+        queue.idle = None;
         for message in messages {
             if queue.bytes + message.len() > MAX_QUEUED_BYTES {
                 queue.dropped = true;
@@ -92,6 +112,7 @@ impl Link {
         let mut queue = self.lock();
         add(&metrics.peer_send_failures, queue.messages.len() as u64);
         queue.messages.clear();
+        queue.rest.clear();
         queue.bytes = 0;
         (queue.dropped, queue.moved) = (false, false);
         !queue.closed
@@ -111,6 +132,7 @@ impl Link {
                     (pause, reported) = (FIRST_PAUSE, false);
                     add(&shared.metrics.active_peers, 1);
                     let ended = self.serve(shared, to, stream).await;
+                    self.lock().idle = None;
                     subtract(&shared.metrics.active_peers, 1);
                     match ended {
                         Ok(()) => {}
@@ -142,15 +164,20 @@ impl Link {
 
     /// Sends until the connection breaks or the link is closed.
     async fn serve(&self, shared: &Shared, to: u64, stream: TcpStream) -> Result<(), PeerError> {
-        let (read, mut write) = stream.into_split();
+        let (read, write) = stream.into_split();
         let mut reader = FrameReader::new(read);
+        let write = Arc::new(write);
         let mut out = Vec::new();
+        self.wake.notify_one();
         loop {
             tokio::select! {
                 () = self.wake.notified() => {
                     let (messages, dropped, closed, moved) = {
                         let mut queue = self.lock();
                         queue.bytes = 0;
+                        std::mem::swap(&mut queue.rest, &mut out);
+                        let is_idle = queue.messages.is_empty() && out.is_empty();
+                        queue.idle = is_idle.then(|| Arc::clone(&write));
                         let dropped = std::mem::take(&mut queue.dropped);
                         let messages = std::mem::take(&mut queue.messages);
                         (messages, dropped, queue.closed, queue.moved)
@@ -159,10 +186,14 @@ impl Link {
                         shared.unreachable(to);
                     }
                     for bytes in encode(&messages, &mut out) {
-                        timeout(TIMEOUT, write.write_all(bytes))
+                        timeout(TIMEOUT, write_all(&write, bytes))
                             .await
                             .map_err(|_| PeerError::Timeout)??;
                         add(&shared.metrics.peer_sent_bytes, bytes.len() as u64);
+                    }
+                    if !out.is_empty() {
+                        // Once more, for what came meanwhile; or else it is idle now.
+                        self.wake.notify_one();
                     }
                     out.clear();
                     out.shrink_to(4 * FRAME_BYTES);
@@ -188,6 +219,45 @@ impl Link {
             }
         }
     }
+}
+
+impl Queue {
+    /// Writes the messages on this thread, if they are few and nothing is before them;
+    /// whether they are taken. What the socket does not take is left to the task, which
+    /// also meets its errors.
+    fn write_directly(&mut self, messages: &[Bytes], metrics: &Metrics) -> bool {
+        let bytes: usize = messages.iter().map(Bytes::len).sum();
+        let Some(write) = self.idle.as_ref().filter(|_| bytes <= DIRECT_BYTES) else {
+            return false;
+        };
+        let mut out = std::mem::take(&mut self.rest);
+        let _ = encode(messages, &mut out);
+        let Ok(count) = write.try_write(&out) else {
+            out.clear();
+            self.rest = out;
+            return false;
+        };
+        add(&metrics.peer_sent_bytes, count as u64);
+        out.drain(..count);
+        if !out.is_empty() {
+            self.idle = None;
+        }
+        self.rest = out;
+        true
+    }
+}
+
+async fn write_all(stream: &OwnedWriteHalf, mut bytes: &[u8]) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        stream.writable().await?;
+        match stream.try_write(bytes) {
+            Ok(0) => return Err(std::io::ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = &bytes[count..],
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Puts messages into frames and cuts these into pieces, so that the timeout of a
@@ -266,5 +336,65 @@ mod tests {
             let pause = jittered(LAST_PAUSE, salt);
             assert!(pause <= LAST_PAUSE && pause >= LAST_PAUSE / 2);
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_written_without_the_task_keeps_its_order() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (other, _) = listener.accept().await.unwrap();
+        let (_read, write) = stream.into_split();
+        let link = Link {
+            queue: Mutex::default(),
+            wake: Notify::new(),
+        };
+        let metrics = Metrics::default();
+        let message = |number: u32| {
+            let mut bytes = vec![0; DIRECT_BYTES];
+            bytes[..4].copy_from_slice(&number.to_le_bytes());
+            Bytes::from(bytes)
+        };
+        link.push(vec![message(0)], &metrics);
+        assert_eq!(link.lock().messages.len(), 1, "nothing is connected");
+        link.lock().messages.clear();
+
+        let write = Arc::new(write);
+        link.lock().idle = Some(Arc::clone(&write));
+        let mut count = 0;
+        // Until the socket is full: the other side does not read yet.
+        while link.lock().idle.is_some() && count < 10_000 {
+            link.push(vec![message(count)], &metrics);
+            count += 1;
+        }
+        assert!(count > 1 && link.lock().messages.len() <= 1);
+        link.push(vec![message(count)], &metrics);
+        count += 1;
+        let (rest, queued) = {
+            let mut queue = link.lock();
+            (
+                std::mem::take(&mut queue.rest),
+                std::mem::take(&mut queue.messages),
+            )
+        };
+        assert!(!queued.is_empty(), "the task has what comes after it");
+        let mut out = rest;
+        let _ = encode(&queued, &mut out);
+        let sending = tokio::spawn(async move { write_all(&write, &out).await });
+        let mut reader = FrameReader::new(other);
+        let mut received = 0;
+        while received < count {
+            let frame = reader.next().await.unwrap().unwrap();
+            match PeerFrame::decode(frame.header.opcode, &frame.body).unwrap() {
+                PeerFrame::Messages(found) => {
+                    for bytes in found {
+                        assert_eq!(bytes, message(received));
+                        received += 1;
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        sending.await.unwrap().unwrap();
     }
 }
