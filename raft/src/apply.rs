@@ -52,6 +52,8 @@ pub(crate) struct Applier {
     upkeep: Upkeep,
     /// Answers to hand out once the batch is published.
     answers: Vec<Answer>,
+    /// Whether what is applied is little and comes alone.
+    pub(crate) is_alone: bool,
     /// The leader's state, if it is to be compared and was not yet.
     to_compare: Option<(u64, Mark)>,
 }
@@ -106,6 +108,7 @@ impl Applier {
             applied,
             upkeep: Upkeep::default(),
             answers: Vec::new(),
+            is_alone: false,
             to_compare: None,
         }
     }
@@ -206,7 +209,11 @@ impl Applier {
             .fetch_add(self.answers.len() as u64, Ordering::Relaxed);
         for Answer { place, replies } in self.answers.drain(..) {
             if let Some(sink) = done[place.0].sinks[place.1].take() {
-                sink.complete(Completion { term, replies });
+                sink.complete(Completion {
+                    term,
+                    replies,
+                    is_alone: self.is_alone,
+                });
             }
         }
         if !matches!(events, LiveEvents::None) {
@@ -263,6 +270,11 @@ impl Applier {
     /// Takes the leader's state, to be compared once this store is as far. One at a time.
     pub(crate) fn compare(&mut self, from: u64, mark: Mark) {
         self.to_compare.get_or_insert((from, mark));
+    }
+
+    /// Whether a state waits to be compared.
+    pub(crate) fn is_comparing(&self) -> bool {
+        self.to_compare.is_some()
     }
 
     /// What this store has where the leader's state is of, if it is as far: whom to

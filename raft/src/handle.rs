@@ -35,7 +35,7 @@ impl NodeHandle {
     /// Puts commands into the log. The sink is called exactly once; at once, if
     /// too much waits already.
     pub fn propose(&self, proposal: Proposal) {
-        let shared = &*self.shared;
+        let shared = &self.shared;
         if shared.is_stopped.load(Ordering::Relaxed) {
             return proposal.sink.refuse(ApiError::Stopped);
         }
@@ -48,8 +48,8 @@ impl NodeHandle {
             shared.proposal_bytes.fetch_sub(bytes, Ordering::Relaxed);
             return proposal.sink.refuse(ApiError::TooManyRequests);
         }
-        if let Err(error) = shared.inputs.send(Input::Propose(proposal))
-            && let Input::Propose(proposal) = error.0
+        if let Err(error) = shared.input(Input::Propose(proposal))
+            && let Input::Propose(proposal) = error
         {
             proposal.sink.refuse(ApiError::Stopped);
         }
@@ -61,8 +61,8 @@ impl NodeHandle {
         if self.shared.is_stopped.load(Ordering::Relaxed) {
             return sink.refuse(ApiError::Stopped);
         }
-        if let Err(error) = self.shared.inputs.send(Input::Read(sink))
-            && let Input::Read(sink) = error.0
+        if let Err(error) = self.shared.input(Input::Read(sink))
+            && let Input::Read(sink) = error
         {
             sink.refuse(ApiError::Stopped);
         }
@@ -91,19 +91,21 @@ impl NodeHandle {
         self.shared.current.load().backend.clone()
     }
 
-    /// Hands in a message from another member: bytes that its `Transport` was given.
-    pub fn peer_message(&self, from: u64, message: Bytes) {
-        let shared = &*self.shared;
-        let bytes = message.len();
-        let before = shared.peer_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if before + bytes > MAX_PEER_BYTES {
-            shared.peer_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            return;
+    /// Hands in messages from another member, in their order: bytes that its `Transport`
+    /// was given.
+    pub fn peer_messages(&self, from: u64, messages: impl IntoIterator<Item = Bytes>) {
+        let shared = &self.shared;
+        let mut inputs = Vec::new();
+        for bytes in messages {
+            let length = bytes.len();
+            let before = shared.peer_bytes.fetch_add(length, Ordering::Relaxed);
+            if before + length > MAX_PEER_BYTES {
+                shared.peer_bytes.fetch_sub(length, Ordering::Relaxed);
+                continue;
+            }
+            inputs.push(Input::Peer { from, bytes });
         }
-        let _ = shared.inputs.send(Input::Peer {
-            from,
-            bytes: message,
-        });
+        shared.input_all(inputs);
     }
 
     /// Reports that a member cannot be reached, or that messages to it were dropped.

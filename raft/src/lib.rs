@@ -6,6 +6,7 @@
 //! sockets, and no type of raft-rs leaves it.
 
 mod apply;
+mod applying;
 mod change;
 mod changes;
 mod config;
@@ -58,6 +59,7 @@ mod test_stores;
 mod tests;
 mod transfers;
 mod transport;
+mod turn;
 mod whole_file;
 mod wire;
 

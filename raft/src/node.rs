@@ -1,8 +1,8 @@
 //! A running node: its threads, from start to end.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,9 @@ use varve_engine::mvcc::{LiveEvents, View};
 use varve_engine::wal::{Committer, WalConfig};
 
 use crate::apply::Applier;
+use crate::applying::run_apply;
 use crate::config::Config;
-use crate::driver::{self, CheckpointPolicy, Outlets};
+use crate::driver::{self, CheckpointPolicy};
 use crate::error::RaftError;
 use crate::handle::NodeHandle;
 use crate::io::Input;
@@ -22,6 +23,7 @@ use crate::replica::{Replica, Settings};
 use crate::shared::{Current, Shared};
 use crate::start;
 use crate::transport::Transport;
+use crate::turn::{Outlets, Turn};
 
 /// Idle time after which the log writes a mark.
 const LOG_IDLE: Duration = Duration::from_millis(500);
@@ -85,9 +87,10 @@ impl Node {
         let started = start::open(&config, wal_config)?;
         let (inputs, input_queue) = channel::unbounded();
         let reader = started.wal.reader();
-        let committer =
-            Committer::spawn(started.wal, LOG_IDLE, driver::on_committed(inputs.clone()))
-                .map_err(|error| RaftError::Stopped(format!("no thread for the log: {error}")))?;
+        let late = Arc::new(OnceLock::new());
+        let on_committed = driver::on_committed(inputs.clone(), Arc::clone(&late));
+        let committer = Committer::spawn(started.wal, LOG_IDLE, on_committed)
+            .map_err(|error| RaftError::Stopped(format!("no thread for the log: {error}")))?;
         let shared = Arc::new(Shared::new(
             started.identity,
             inputs,
@@ -100,6 +103,7 @@ impl Node {
             random(),
             config.max_pending_bytes,
         ));
+        let _ = late.set(Arc::clone(&shared));
         let applied = started.store.view().applied().index;
         tracing::info!(
             "starting member {:x} in cluster {:x} at commit index {}",
@@ -292,6 +296,7 @@ impl Threads {
             transport,
         };
         let tick = config.tick();
+        let turn = Turn::new(replica, outlets, tick);
         let scrub = match Scrubber::new(config.scrub_interval) {
             Some(scrubber) => {
                 let (log, stop) = (reader.clone(), stop.clone());
@@ -304,10 +309,10 @@ impl Threads {
         };
         Ok(Self {
             replica: spawn("varve-replica", shared, move |shared| {
-                driver::run_replica(replica, &input_queue, outlets, shared, tick)
+                driver::run_replica(turn, &input_queue, shared, tick)
             })?,
             apply: spawn("varve-apply", shared, move |shared| {
-                driver::run_apply(applier, &apply_queue, shared);
+                run_apply(applier, &apply_queue, shared);
             })?,
             checkpoint: spawn("varve-checkpoint", shared, move |shared| {
                 driver::run_checkpoints(policy, &stop, shared);

@@ -145,6 +145,27 @@ impl InFlight {
     }
 }
 
+/// Of the rounds of ReadIndex that begin leaves the last one's heartbeats: their answers
+/// confirm those before it as well (raft-rs advances them all).
+fn thin_heartbeats(messages: &mut Vec<Message>) {
+    let mut seen = Vec::new();
+    let mut kept: Vec<Message> = std::mem::take(messages);
+    kept.reverse();
+    kept.retain(|message| {
+        let is_round =
+            message.get_msg_type() == MessageType::MsgHeartbeat && !message.context.is_empty();
+        !is_round || {
+            let is_last = !seen.contains(&message.to);
+            if is_last {
+                seen.push(message.to);
+            }
+            is_last
+        }
+    });
+    kept.reverse();
+    *messages = kept;
+}
+
 impl Replica {
     /// Handles one [`raft::Ready`], top to bottom as raft-rs demands.
     pub(crate) fn handle_ready(&mut self, out: &mut Output) -> Result<(), RaftError> {
@@ -160,6 +181,7 @@ impl Replica {
         // could have voted for it. But one that votes alone leads before that, and what
         // it sent to learners would be of a term that it may lead once more.
         let mut unready = self.without_unsettled_commit(ready.take_messages());
+        thin_heartbeats(&mut unready);
         if self.durable_state.term == self.raw.raft.term {
             out.send_all(unready.drain(..));
         }
@@ -485,5 +507,40 @@ impl Replica {
             Ok((header, _)) => self.proposals.committed(header),
             Err(_) => Sinks::new(), // the applier reports it
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_round_of_read_index_stands_for_those_before_it() {
+        let message = |kind, to, context: &'static [u8]| {
+            let mut message = Message::default();
+            message.set_msg_type(kind);
+            message.to = to;
+            message.context = context.into();
+            message
+        };
+        let heartbeat = |to, context| message(MessageType::MsgHeartbeat, to, context);
+        let mut messages = vec![
+            heartbeat(2, b"a"),
+            heartbeat(3, b"a"),
+            message(MessageType::MsgAppend, 2, b""),
+            heartbeat(2, b"b"),
+            heartbeat(3, b"b"),
+            heartbeat(2, b""),
+            message(MessageType::MsgAppend, 2, b""),
+        ];
+        thin_heartbeats(&mut messages);
+        let left: Vec<_> = messages
+            .iter()
+            .map(|message| (message.to, &message.context[..]))
+            .collect();
+        assert_eq!(
+            left,
+            [(2, &b""[..]), (2, b"b"), (3, b"b"), (2, b""), (2, b"")]
+        );
     }
 }

@@ -10,6 +10,7 @@ use varve_engine::backend::{Backend, Damage, ScrubStats};
 use varve_engine::mvcc::{Reader, Store};
 use varve_engine::wal::{Identity, WalStats};
 
+use crate::applying::ApplyLock;
 use crate::defragment::Defragment;
 use crate::error::RaftError;
 use crate::io::Input;
@@ -20,6 +21,7 @@ use crate::removal::Removal;
 use crate::snapshot::Offers;
 use crate::status::ReplicaStatus;
 use crate::stores::StoreFiles;
+use crate::turn::Turns;
 
 /// The store in use.
 pub(crate) struct Current {
@@ -41,7 +43,10 @@ impl Current {
 /// One per node.
 pub(crate) struct Shared {
     pub(crate) identity: Identity,
+    /// The queue; see [`Shared::input`] for the short way.
     pub(crate) inputs: Sender<Input>,
+    pub(crate) turns: Turns,
+    pub(crate) applying: ApplyLock,
     pub(crate) current: ArcSwap<Current>,
     pub(crate) membership: ArcSwap<Membership>,
     pub(crate) metrics: Arc<Metrics>,
@@ -99,6 +104,8 @@ impl Shared {
         Self {
             identity,
             inputs,
+            turns: Turns::default(),
+            applying: ApplyLock::default(),
             current: ArcSwap::from_pointee(current),
             membership: ArcSwap::new(membership),
             metrics: Arc::default(),
@@ -244,6 +251,16 @@ impl Shared {
         drop(failure);
         // If the replica is gone already there is nothing left to stop.
         let _ = self.inputs.send(Input::Stop);
+    }
+
+    /// The same for a panic of what `part` names.
+    pub(crate) fn fail_of_bug(&self, part: &str, panic: &(dyn std::any::Any + Send)) {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        self.fail(format!(
+            "a bug in the {part}: {}",
+            text.unwrap_or("unknown")
+        ));
     }
 
     /// The same for an error, which may be damage.

@@ -1,7 +1,8 @@
 //! How answers get back to those who asked.
 //!
-//! A sink is called exactly once, from a thread of the node, and must not
-//! block: it encodes, hands over to its connection, and wakes it once.
+//! A sink is called exactly once, and must not block: it encodes, hands over to its
+//! connection, and wakes it once. It may be called from any thread of the node or from
+//! the one that handed it in, also before that call returns.
 
 use std::sync::Arc;
 
@@ -18,6 +19,9 @@ pub struct Completion {
     pub term: u64,
     /// One for each command, in their order.
     pub replies: Vec<Reply>,
+    /// Whether nothing else waits for the thread that brings it, so that it may as
+    /// well write to a socket, if that does not block.
+    pub is_alone: bool,
 }
 
 /// Takes the answers of a proposal.

@@ -239,6 +239,12 @@ pub trait Backend: Send + Sync {
         false
     }
 
+    /// Whether it met pages that were not in memory of late: who must not wait for the
+    /// disk leaves work on it to others.
+    fn is_cold(&self) -> bool {
+        false
+    }
+
     /// Whether much of the file is free for good, so that a vacuum pays. `idle`
     /// says that nothing was written for a while.
     fn wants_vacuum(&self, _idle: bool) -> bool {

@@ -113,6 +113,10 @@ impl Backend for Btree {
         self.shared.space().wants_checkpoint(idle, is_cold)
     }
 
+    fn is_cold(&self) -> bool {
+        self.shared.is_cold()
+    }
+
     fn wants_vacuum(&self, idle: bool) -> bool {
         self.shared.space().wants_vacuum(idle)
     }

@@ -6,6 +6,7 @@ mod log;
 mod member;
 mod records;
 mod replay;
+mod turns;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -55,7 +55,7 @@ impl Transport for Link {
     fn send(&mut self, to: u64, messages: Vec<Bytes>) {
         if let Some(node) = self.network.reach(self.from, to) {
             for message in messages {
-                node.peer_message(self.from, message);
+                node.peer_messages(self.from, [message]);
             }
         }
     }

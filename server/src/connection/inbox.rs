@@ -1,8 +1,7 @@
 //! What other threads leave for a connection, and how they wake it.
 //!
-//! Invariant: a wake-up happens at most once between two looks of the
-//! connection, however much was left: whoever leaves the first thing takes the
-//! waker with it.
+//! Invariant: a wake-up happens only while the connection waits, and then once,
+//! however much was left: whoever leaves the first thing takes the waker with it.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Waker};
@@ -14,7 +13,9 @@ use varve_raft::{
 };
 use varve_types::{ApiError, ResponseHeader};
 
-use crate::metrics::Kinds;
+use super::direct::Direct;
+use super::work::answer_writes;
+use crate::metrics::{Kinds, add};
 
 /// Requests that were proposed together.
 #[derive(Debug, Default)]
@@ -65,6 +66,8 @@ impl Reads {
 pub(crate) enum Delivery {
     /// Answers to a proposal.
     Writes(Writes, Instant, Result<Completion, ApiError>),
+    /// A proposal whose answers went to the socket, but for these bytes.
+    Answered(Writes, Vec<u8>),
     /// A view that reads may be answered from, with the Raft term.
     Reads(Reads, Instant, Result<(Arc<View>, u64), ApiError>),
     /// What a compaction dropped is removed, or free space is given back: the request,
@@ -131,11 +134,21 @@ pub(crate) struct Mail {
     pub(crate) watches: Vec<u64>,
 }
 
+impl Mail {
+    fn is_empty(&self) -> bool {
+        self.deliveries.is_empty() && self.watches.is_empty()
+    }
+}
+
 #[derive(Default)]
 struct State {
     mail: Mail,
     waker: Option<Waker>,
     closed: bool,
+    /// The socket, while the task waits and has nothing to send.
+    lent: Option<Direct>,
+    /// Memory for answers that leave past the task.
+    out: Vec<u8>,
 }
 
 /// The inbox of a connection.
@@ -172,19 +185,67 @@ impl Inbox {
         self.leave(|mail| mail.watches.extend_from_slice(watches));
     }
 
-    /// Moves everything into `mail`, which must be empty; whether there was
-    /// something. If not, the task is woken by the next thing that is left.
-    pub(crate) fn take(&self, mail: &mut Mail, context: &Context<'_>) -> bool {
+    /// Writes the answers to a proposal to the socket, if it is lent. Else they come
+    /// back.
+    fn answer(
+        self: &Arc<Self>,
+        writes: Writes,
+        started: Instant,
+        completion: Completion,
+    ) -> Option<(Writes, Completion)> {
         let mut state = self.lock();
-        let found = &mut state.mail;
-        if found.deliveries.is_empty() && found.watches.is_empty() {
-            match &mut state.waker {
-                Some(waker) => waker.clone_from(context.waker()),
-                none => *none = Some(context.waker().clone()),
+        let Some(direct) = state.lent.take() else {
+            return Some((writes, completion));
+        };
+        let mut out = std::mem::take(&mut state.out);
+        let service = &direct.service;
+        service.metrics.observe(&writes.kinds, started.elapsed());
+        answer_writes(service, self, &mut out, &writes, completion);
+        // The task meets the errors of its socket by itself.
+        let count = direct.write(&out).unwrap_or(0);
+        add(&service.metrics.sent_bytes, count as u64);
+        let unsent = out[count..].to_vec();
+        let waker = match unsent.is_empty() {
+            true => {
+                state.lent = Some(direct);
+                None
             }
+            false => state.waker.take(),
+        };
+        state
+            .mail
+            .deliveries
+            .push(Delivery::Answered(writes, unsent));
+        out.clear();
+        state.out = out;
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        None
+    }
+
+    /// Moves everything into `mail`, which must be empty; whether there was something.
+    /// From here on the task is awake: nobody wakes it, nobody has its socket.
+    pub(crate) fn take(&self, mail: &mut Mail) -> bool {
+        let mut state = self.lock();
+        (state.waker, state.lent) = (None, None);
+        if state.mail.is_empty() {
             return false;
         }
-        std::mem::swap(found, mail);
+        std::mem::swap(&mut state.mail, mail);
+        true
+    }
+
+    /// Has the task woken by the next thing that is left, and lends its socket until
+    /// then; not if there is something already: whether it may wait.
+    pub(super) fn wait(&self, context: &Context<'_>, socket: Option<Direct>) -> bool {
+        let mut state = self.lock();
+        if !state.mail.is_empty() {
+            return false;
+        }
+        state.waker = Some(context.waker().clone());
+        state.lent = socket;
         true
     }
 
@@ -192,6 +253,7 @@ impl Inbox {
     pub(crate) fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
+        state.lent = None;
         let mail = std::mem::take(&mut state.mail);
         state.waker = None;
         drop(state);
@@ -224,7 +286,18 @@ impl WriteSink {
 }
 
 impl ReplySink for WriteSink {
-    fn complete(mut self: Box<Self>, completion: Completion) {
+    fn complete(mut self: Box<Self>, mut completion: Completion) {
+        if completion.is_alone
+            && let Some((writes, started)) = self
+                .pending
+                .take_if(|(writes, _)| writes.physical.is_empty())
+        {
+            let Some((writes, back)) = self.inbox.answer(writes, started, completion) else {
+                return;
+            };
+            self.pending = Some((writes, started));
+            completion = back;
+        }
         self.end(Ok(completion));
     }
 
@@ -346,7 +419,13 @@ mod tests {
         let waker = Waker::from(Arc::clone(&count));
         let context = Context::from_waker(&waker);
         let mut mail = Mail::default();
-        assert!(!inbox.take(&mut mail, &context));
+        inbox.wake_watches(&[9]);
+        assert!(!inbox.wait(&context, None), "there is something");
+        assert!(inbox.take(&mut mail));
+        mail = Mail::default();
+        assert!(inbox.wait(&context, None));
+        assert!(!inbox.take(&mut mail));
+        assert!(inbox.wait(&context, None));
         let sink = WriteSink::new(Arc::clone(&inbox), Writes::default(), Instant::now());
         sink.refuse(ApiError::NoLeader);
         drop(WriteSink::new(
@@ -356,7 +435,7 @@ mod tests {
         ));
         inbox.wake_watches(&[1, 2]);
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
-        assert!(inbox.take(&mut mail, &context));
+        assert!(inbox.take(&mut mail));
         assert_eq!((mail.deliveries.len(), mail.watches.len()), (2, 2));
         let errors: Vec<_> = mail
             .deliveries
@@ -369,6 +448,6 @@ mod tests {
         assert_eq!(errors, [ApiError::NoLeader, ApiError::Stopped]);
         inbox.close();
         inbox.wake_watches(&[3]);
-        assert!(!inbox.take(&mut Mail::default(), &context));
+        assert!(!inbox.take(&mut Mail::default()));
     }
 }

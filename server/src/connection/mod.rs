@@ -11,6 +11,7 @@
 //! - a poll ends once its `Budget` is spent, and keeps no view beyond its end.
 
 mod budget;
+mod direct;
 mod inbox;
 mod intake;
 mod ranges;
@@ -38,6 +39,7 @@ use crate::metrics::add;
 use crate::rate_limit::LogLimit;
 use crate::service::Service;
 use crate::watch::WatchSet;
+use direct::Direct;
 use inbox::Delivery;
 pub(crate) use inbox::{ChangeDone, Mail};
 use intake::{Batch, Spares};
@@ -64,6 +66,8 @@ const INPUT_FIRST: usize = 4 << 10;
 const INPUT_MOST: usize = 64 << 10;
 /// Capacity of the output buffer that an idle connection keeps.
 const OUT_KEPT: usize = 64 << 10;
+/// Writes in flight up to which their answers may go to the socket past the task.
+const DIRECT_WRITES: usize = 16;
 /// How long, and how much, is read and thrown away after an error, so that the
 /// other side gets to see the error before the reset.
 const LINGER: Duration = Duration::from_secs(1);
@@ -153,7 +157,7 @@ impl Connection {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut budget = Budget::new();
         loop {
-            let mut progress = self.take_mail(context);
+            let mut progress = self.take_mail();
             self.fill_output(&mut budget);
             progress |= self.poll_notice(context);
             if let Some(snapshot) = &mut self.snapshot
@@ -190,8 +194,21 @@ impl Connection {
                 continue;
             }
             self.work.iter_mut().for_each(Work::release);
-            return Poll::Pending;
+            let lent = self.awaits_writes_only();
+            let lent = lent.then(|| Direct::new(&self.stream, &self.service));
+            // What came meanwhile is for the next poll, if this one's budget is spent.
+            if self.inbox.wait(context, lent) || budget.is_spent() {
+                return Poll::Pending;
+            }
         }
+    }
+
+    /// Whether few writes are all that there is to answer, and nothing is to be sent.
+    fn awaits_writes_only(&self) -> bool {
+        (1..=DIRECT_WRITES).contains(&self.in_flight)
+            && self.out.is_empty()
+            && !self.failed
+            && !self.ended
     }
 
     fn is_done(&self) -> bool {
@@ -210,9 +227,9 @@ impl Connection {
             && self.out.len() - self.sent < OUT_READ_LIMIT
     }
 
-    /// Takes what other threads left, until there is nothing: then they wake this task.
-    fn take_mail(&mut self, context: &Context<'_>) -> bool {
-        if !self.inbox.take(&mut self.mail, context) {
+    /// Takes what other threads left; whether there was something.
+    fn take_mail(&mut self) -> bool {
+        if !self.inbox.take(&mut self.mail) {
             return false;
         }
         for delivery in self.mail.deliveries.drain(..) {
@@ -238,6 +255,13 @@ impl Connection {
                             work::refuse_all(service, out, requests, error);
                         }
                     }
+                    self.spares.keep_writes(writes);
+                }
+                Delivery::Answered(writes, unsent) => {
+                    self.in_flight -= writes.requests.len();
+                    self.in_flight_bytes -= writes.bytes;
+                    self.in_flight_reply_bytes -= writes.reply_bytes;
+                    self.out.extend_from_slice(&unsent);
                     self.spares.keep_writes(writes);
                 }
                 Delivery::Reads(reads, started, Ok((view, term))) => {

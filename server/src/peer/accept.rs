@@ -180,9 +180,7 @@ impl PeerPort {
             if *newest > number {
                 return Err(PeerError::Replaced);
             }
-            for message in messages {
-                node.peer_message(from, share(&frame.body, message));
-            }
+            node.peer_messages(from, messages.map(|message| share(&frame.body, message)));
         }
     }
 }
