@@ -25,6 +25,9 @@ pub(crate) const ENTRY_REPLY_BYTES: usize = varve_types::MAX_REPLY_BYTES;
 /// Most bytes of commands in one proposal: with its headers it must fit a log record.
 pub const MAX_PROPOSAL_BYTES: usize = (4 << 20) - 4096;
 
+/// Proposals to an entry up to which the next one goes by itself.
+const MAX_LONELY: usize = 2;
+
 /// Bytes that a waiting proposal counts beside its commands.
 const OVERHEAD_BYTES: usize = 128;
 
@@ -58,6 +61,8 @@ pub(crate) struct Proposals {
     waiting: VecDeque<InFlight>,
     first_number: u64,
     waiting_bytes: usize,
+    /// How many shared an entry of late: the newest entry's, or half as many as before.
+    crowd: usize,
     timeout_ticks: u64,
     /// The term of the leader that was lost last, while something of it waits.
     lost_term: Option<u64>,
@@ -84,12 +89,20 @@ impl Proposals {
             waiting: VecDeque::new(),
             first_number,
             waiting_bytes: 0,
+            crowd: 0,
             timeout_ticks,
             lost_term: None,
             settles_at: None,
             grace_ticks,
             failed: 0,
         }
+    }
+
+    /// Whether a proposal need not wait for others that could share its entry: nothing
+    /// is under way, and of late nothing was to share. Clients that are answered together
+    /// come back together, and the first must not go without the others.
+    pub(crate) fn is_lonely(&self) -> bool {
+        self.waiting.is_empty() && self.crowd <= MAX_LONELY
     }
 
     /// How many wait, and their bytes.
@@ -143,6 +156,7 @@ impl Proposals {
         if count == 0 {
             return None;
         }
+        self.crowd = count.max(self.crowd / 2);
         let number = self.first_number + self.waiting.len() as u64 - self.queued.len() as u64;
         let packed = self.queued.iter().take(count);
         let data = entry::encode(
@@ -389,6 +403,25 @@ mod tests {
         assert!(test.proposals.next_entry().is_none());
         assert_eq!(test.proposals.committed(header).len(), 100);
         assert_eq!(test.proposals.pending(), (0, 0));
+    }
+
+    #[test]
+    fn after_a_crowd_it_takes_a_while_to_be_lonely() {
+        let mut test = Test::new();
+        let mut commit = |count| {
+            for _ in 0..count {
+                test.push(10, 0);
+            }
+            let entry = test.proposals.next_entry().unwrap();
+            assert!(!test.proposals.is_lonely(), "it is under way");
+            let header = test.header(&entry);
+            test.proposals.committed(header);
+            test.proposals.is_lonely()
+        };
+        assert!(commit(1) && commit(2));
+        assert!(!commit(16));
+        let lonely: Vec<bool> = (0..5).map(|_| commit(1)).collect();
+        assert_eq!(lonely, [false, false, true, true, true]);
     }
 
     #[test]

@@ -12,7 +12,8 @@
 //! 2. Nobody waits for the lock but the replica's thread: whoever finds it taken
 //!    leaves the input in the queue.
 //! 3. What may be shared by many does not go alone: while proposals or readers of
-//!    this member are under way, further ones collect in the queue.
+//!    this member are under way, or came in crowds of late, further ones collect in
+//!    the queue.
 //! 4. Jobs of the applier go in their order: it is locked before the turn ends.
 
 use std::panic::AssertUnwindSafe;
@@ -129,7 +130,7 @@ impl Turn {
     /// Whether an input may be taken by itself, on the thread that brings it.
     fn is_taken_alone(&self, input: &Input) -> bool {
         match input {
-            Input::Propose(_) => self.replica.proposals.pending().0 == 0,
+            Input::Propose(_) => self.replica.proposals.is_lonely(),
             Input::Read(_) => self.replica.reads.pending() == 0,
             Input::Peer { bytes, .. } => bytes.len() <= MAX_PEER_BYTES_HERE,
             // With more behind it the log's thread has better things to do.

@@ -361,6 +361,12 @@ mod tests {
 
         let write = Arc::new(write);
         link.lock().idle = Some(Arc::clone(&write));
+        link.push(vec![Bytes::from(vec![0; DIRECT_BYTES + 1])], &metrics);
+        link.push(vec![message(0)], &metrics);
+        assert_eq!(link.lock().messages.len(), 2, "none overtakes a large one");
+        link.lock().messages.clear();
+
+        link.lock().idle = Some(Arc::clone(&write));
         let mut count = 0;
         // Until the socket is full: the other side does not read yet.
         while link.lock().idle.is_some() && count < 10_000 {
