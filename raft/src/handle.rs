@@ -154,9 +154,7 @@ impl NodeHandle {
         if shared.lacks_space() {
             errors.push("the disk is full: log or store wait for space".to_owned());
         }
-        let noted = shared.damage().map(str::to_owned);
-        let found = noted.or_else(|| shared.known_damage().first);
-        errors.extend(found.map(|found| format!("DAMAGED: {found}")));
+        errors.extend(self.found_damage().map(|found| format!("DAMAGED: {found}")));
         errors.extend(shared.failure());
         let members = shared.membership.load();
         errors.extend(
@@ -187,6 +185,13 @@ impl NodeHandle {
     /// should end then, or the member be healed (see [`crate::Healing`]).
     pub fn damage(&self) -> Option<&str> {
         self.shared.damage()
+    }
+
+    /// The first damage that was found, whether the process should end for it or can serve
+    /// what is whole.
+    pub fn found_damage(&self) -> Option<String> {
+        let noted = self.shared.damage().map(str::to_owned);
+        noted.or_else(|| self.shared.known_damage().first)
     }
 
     /// Notes that a read, or a check beside the requests, found a file damaged.

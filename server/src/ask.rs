@@ -23,7 +23,12 @@ pub(crate) struct Told {
     pub(crate) cluster_id: u64,
     pub(crate) members: Membership,
     pub(crate) standing: Standing,
+    /// It has found damage in its own files, and still serves.
+    pub(crate) is_damaged: bool,
 }
+
+/// The header that says so.
+pub(crate) const DAMAGED_HEADER: &str = "x-varve-damaged";
 
 /// How much a member knows that tells who the members are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,6 +205,7 @@ fn parse(url: &str, answer: &str) -> Option<Answer> {
         cluster_id: u64::from_str_radix(id, 16).ok()?,
         members,
         standing: standing.unwrap_or(Standing::Unconfirmed),
+        is_damaged: header(DAMAGED_HEADER).is_some(),
     }))
 }
 

@@ -5,14 +5,18 @@
 //! leaves with promises of a quorum. Who asks promises nothing meanwhile, and who has
 //! promised does not ask: so those on whom one relies that leaves are not leaving. Two that
 //! ask at the same time refuse each other; each tries again after a pause of its own.
+//!
+//! A damaged member that stays does not lead if a whole one can: members that heal are sent
+//! the leader's store.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::time::sleep;
-use varve_raft::NodeHandle;
+use tokio::time::{sleep, timeout};
+use varve_raft::{ChangeSink, Membership, NodeHandle};
+use varve_types::ApiError;
 
-use crate::ask::{self, Answer, Standing};
+use crate::ask::{self, Answer, Standing, Told};
 
 /// Least pause before a member looks whether it may go, and most of what is added to it at
 /// random.
@@ -67,14 +71,15 @@ impl Leave {
     }
 
     /// Whether the others go on without this member, which still serves: a quorum of the
-    /// voters has a leader without it, and stays. An error says what it waits for.
+    /// voters has a leader without it, and stays. An error says what it waits for; then it
+    /// does not lead either, if a whole member can.
     pub(crate) async fn ask(&self, handle: &NodeHandle) -> Result<(), String> {
         sleep(PAUSE + random_part(PAUSE)).await;
         let started = Instant::now();
         if let Err(id) = self.begin(started) {
             return Err(format!("member {id:x} leaves first"));
         }
-        let outcome = match tokio::time::timeout(ASK_TIMEOUT, ask_others(handle)).await {
+        let outcome = match timeout(ASK_TIMEOUT, ask_others(handle)).await {
             Ok(outcome) => outcome,
             Err(_) => Err("the others take too long to answer".to_owned()),
         };
@@ -86,41 +91,90 @@ impl Leave {
 }
 
 async fn ask_others(handle: &NodeHandle) -> Result<(), String> {
-    let members = handle.members();
-    let own_id = handle.member_id();
-    let quorum = members.voters().count() / 2 + 1;
-    let others = members.voters().filter(|voter| voter.id != own_id);
-    let others: Vec<_> = others.map(|voter| voter.peer_urls.clone()).collect();
-    let enough = |stay: usize| match stay >= quorum {
-        true => Ok(()),
-        false => Err(format!(
+    let quorum = handle.members().voters().count() / 2 + 1;
+    let other_count = others(handle).len();
+    let heard = hear_others(handle, other_count >= quorum).await;
+    let confirmed = |told: &&(u64, Told)| told.1.standing == Standing::Confirmed;
+    let stay = heard.iter().filter(confirmed).count();
+    if stay >= quorum {
+        return Ok(());
+    }
+    let_a_whole_one_lead(handle, &heard);
+    Err(match other_count < quorum {
+        true => format!(
+            "the other voters ({other_count}) never are a quorum without it ({quorum}); add \
+             members with `varvectl member add`"
+        ),
+        false => format!(
             "{quorum} of the other voters are needed to go on without it, {stay} are there and \
              not about to leave themselves"
-        )),
-    };
-    if others.len() < quorum {
-        return Err(format!(
-            "the other voters ({}) never are a quorum without it ({quorum}); add members with \
-             `varvectl member add`",
-            others.len()
-        ));
+        ),
+    })
+}
+
+/// Has a member without damage lead instead of this one: what is damaged here may be what a
+/// member that heals has to be sent.
+pub(crate) async fn lead_no_more(handle: &NodeHandle) {
+    if handle.status().leader == handle.member_id() {
+        let heard = timeout(ASK_TIMEOUT, hear_others(handle, false)).await;
+        let_a_whole_one_lead(handle, &heard.unwrap_or_default());
     }
+}
+
+fn let_a_whole_one_lead(handle: &NodeHandle, heard: &[(u64, Told)]) {
+    let is_fit = |told: &&(u64, Told)| told.1.standing == Standing::Confirmed && !told.1.is_damaged;
+    if handle.status().leader == handle.member_id()
+        && let Some((id, _)) = heard.iter().find(is_fit)
+    {
+        tracing::warn!("this member is damaged: member {id:x} is to lead");
+        handle.move_leader(*id, Box::new(Moved));
+    }
+}
+
+/// It is asked again if it was not done.
+struct Moved;
+
+impl ChangeSink for Moved {
+    fn done(self: Box<Self>, outcome: Result<Arc<Membership>, ApiError>) {
+        if let Err(error) = outcome {
+            tracing::warn!("leadership stays here: {error}");
+        }
+    }
+}
+
+/// Ids and peer URLs of the other voters.
+fn others(handle: &NodeHandle) -> Vec<(u64, Vec<String>)> {
+    let (members, own_id) = (handle.members(), handle.member_id());
+    let others = members.voters().filter(|voter| voter.id != own_id);
+    others
+        .map(|voter| (voter.id, voter.peer_urls.clone()))
+        .collect()
+}
+
+/// What the other voters say, those that answer. Each promises to stay, if this one is
+/// about to leave.
+async fn hear_others(handle: &NodeHandle, leaves: bool) -> Vec<(u64, Told)> {
+    let own_id = handle.member_id();
     let mut asked = Vec::new();
-    for urls in others {
+    for (id, urls) in others(handle) {
         asked.push(tokio::spawn(async move {
             for url in urls {
-                if let Ok(Answer::Runs(told)) = ask::promise_to_stay(&url, own_id).await {
-                    return told.standing == Standing::Confirmed;
+                let answer = match leaves {
+                    true => ask::promise_to_stay(&url, own_id).await,
+                    false => ask::confirmed_members(&url).await,
+                };
+                if let Ok(Answer::Runs(told)) = answer {
+                    return Some((id, told));
                 }
             }
-            false
+            None
         }));
     }
-    let mut stay = 0;
+    let mut heard = Vec::new();
     for answer in asked {
-        stay += usize::from(answer.await.unwrap_or(false));
+        heard.extend(answer.await.ok().flatten());
     }
-    enough(stay)
+    heard
 }
 
 /// A random part of `pause`, from the keys that std draws for its hash maps.

@@ -22,7 +22,7 @@ use crate::config::{ClusterState, Config, Url, join};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::heal;
 use crate::join::{self, Place};
-use crate::leave::Leave;
+use crate::leave::{self, Leave};
 use crate::metrics::Metrics;
 use crate::peer::{PeerPort, Peers};
 use crate::rate_limit::LogLimit;
@@ -358,18 +358,18 @@ impl RunningNode {
         let handle = &service.node;
         let mut last = String::new();
         loop {
-            let noted = handle.damage().map(str::to_owned);
-            let found = noted.or_else(|| handle.known_damage().first);
-            if config.auto_heal
-                && let Some(found) = found
-            {
-                let Err(waits_for) = service.leave.ask(handle).await else {
-                    return found;
-                };
-                if waits_for != last {
-                    tracing::warn!("damage was found, and this member stays: {waits_for}");
-                    last = waits_for;
+            match handle.found_damage() {
+                Some(found) if config.auto_heal => {
+                    let Err(waits_for) = service.leave.ask(handle).await else {
+                        return found;
+                    };
+                    if waits_for != last {
+                        tracing::warn!("damage was found, and this member stays: {waits_for}");
+                        last = waits_for;
+                    }
                 }
+                Some(_) => leave::lead_no_more(handle).await,
+                None => {}
             }
             tokio::time::sleep(WATCH_INTERVAL).await;
         }

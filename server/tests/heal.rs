@@ -184,6 +184,50 @@ async fn two_that_find_damage_while_serving_leave_one_after_the_other() {
     assert_eq!(damaged.map(|index| set_aside(&cluster, index)), [1, 1]);
 }
 
+/// A member heals, and the leader finds that it is damaged itself when it reads its store
+/// to send it. Another one leads then, and sends what is whole; then the former one heals.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_damaged_lets_a_whole_member_lead() {
+    let mut cluster = Cluster::start(3, &[]);
+    fill(&cluster).await;
+    for member in &mut cluster.members {
+        let _ = member.signal("TERM");
+    }
+    for index in [0, 1] {
+        damage_value(&cluster, index, 2000);
+    }
+    for index in 0..3 {
+        cluster.spawn(index);
+    }
+    cluster.wait_healthy();
+    let former = [known(&cluster, 0).await.id, known(&cluster, 1).await.id];
+    let leader = match cluster.leader().await {
+        2 => {
+            let mut moving = Command::new(env!("CARGO_BIN_EXE_varvectl"));
+            moving.args(["--endpoints", &cluster.members[2].endpoint()]);
+            let moved = moving.args(["move-leader", &format!("{:x}", former[0])]);
+            assert!(moved.status().unwrap().success());
+            0
+        }
+        leader => leader,
+    };
+    let load = Load::start(&cluster, 4);
+    load.more(50).await;
+    let follower = 1 - leader;
+    let refused = read_at(&cluster, follower, "k/02000").output().unwrap();
+    assert!(!refused.status.success(), "what is damaged was served");
+    for index in [follower, leader] {
+        wait_healed(&cluster, index, former[index], 4 * common::PATIENCE).await;
+    }
+    let log = cluster.members[leader].log();
+    assert!(log.contains("this member is damaged: member "), "{log}");
+    load.more(50).await;
+    let written = load.end().await.written;
+    cluster.wait_healthy();
+    assert_nothing_lost(&cluster, &written).await;
+    assert_three_started_voters(&cluster);
+}
+
 /// Two of three are damaged: what is left cannot know what was committed. Nobody may
 /// make it up; and when one of the logs is brought back, everything is there.
 #[tokio::test(flavor = "multi_thread")]

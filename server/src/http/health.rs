@@ -88,7 +88,7 @@ pub(super) async fn read_index(service: &Service) -> Result<Arc<View>, ApiError>
 
 /// What was found damaged, if anything was.
 pub(super) fn check_damage(service: &Service) -> Result<(), String> {
-    match service.node.known_damage().first {
+    match service.node.found_damage() {
         Some(damage) => Err(format!("ALARM CORRUPT:{damage}")),
         None => Ok(()),
     }

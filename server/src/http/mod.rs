@@ -21,7 +21,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use varve_raft::Membership;
 
-use crate::ask::Standing;
+use crate::ask::{DAMAGED_HEADER, Standing};
 use crate::metrics::text;
 use crate::service::{Service, VERSION};
 use crate::waiting::Notice;
@@ -129,6 +129,10 @@ async fn route(service: &Service, port: Port, request: Request<Incoming>) -> Rep
             let mut answer = list_members(service, &service.node.members());
             let standing = HeaderValue::from_static(standing.name());
             answer.headers_mut().insert(Standing::HEADER, standing);
+            if service.node.found_damage().is_some() {
+                let yes = HeaderValue::from_static("true");
+                answer.headers_mut().insert(DAMAGED_HEADER, yes);
+            }
             answer
         }
         path => match probes::Probe::of(path) {
