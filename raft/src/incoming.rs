@@ -29,7 +29,7 @@ impl Replica {
             Some(&wire::STATE_ANSWER) => return self.state_answered(from, bytes),
             _ => {}
         }
-        let message = match wire::decode(bytes) {
+        let mut message = match wire::decode(bytes) {
             Ok(message) => message,
             Err(error) => {
                 tracing::warn!("message of member {from:x} refused: {error}");
@@ -50,6 +50,13 @@ impl Replica {
                     self.held.push(message);
                 }
             }
+            // It was sent to who led before. A proposal is passed on as this member's, as
+            // nobody may speak for another one; a read is asked for again by who waits.
+            MessageType::MsgReadIndex if !self.is_leader() => {}
+            MessageType::MsgPropose if !self.is_leader() => {
+                message.from = self.settings.member_id;
+                self.ignore(|raw| raw.step(message));
+            }
             _ => self.ignore(|raw| raw.step(message)),
         }
     }
@@ -67,7 +74,7 @@ impl Replica {
     }
 
     /// Whether this leader can do now what a message of another member asks, or this
-    /// follower knows whom to pass it on to.
+    /// follower knows who can.
     pub(crate) fn can_lead(&self, message: &Message) -> bool {
         if !self.is_leader() {
             return self.raw.raft.leader_id != 0;

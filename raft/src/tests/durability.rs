@@ -10,7 +10,7 @@ use varve_types::ApiError;
 use super::member::Member;
 use crate::change::{Change, Tagged};
 use crate::changes::AppliedChange;
-use crate::entry::push_command;
+use crate::entry::{self, push_command};
 use crate::initial_cluster::InitialCluster;
 use crate::io::{ApplyJob, Input, Output};
 use crate::membership;
@@ -356,6 +356,32 @@ fn a_leader_that_is_not_known_yet_is_followed() {
     member.poll();
     let status = member.replica.status();
     assert_eq!((status.leader, status.term), (99, 100));
+}
+
+/// Who led before gets proposals of those that do not know that yet.
+#[test]
+fn a_proposal_is_passed_on_in_the_own_name() {
+    let (mut member, own, others) = member_of_three();
+    let heartbeat = message(MessageType::MsgHeartbeat, others[0], own, 5);
+    deliver(&mut member, &heartbeat);
+    let mut proposal = message(MessageType::MsgPropose, others[1], own, 0);
+    let mut commands = Vec::new();
+    push_command(&mut commands, 1, b"x");
+    let proposals = std::iter::once((&commands[..], 1));
+    let data = entry::encode(others[1], 1, proposals, commands.len());
+    let entry = Entry {
+        data: data.clone(),
+        ..Entry::default()
+    };
+    proposal.set_entries(vec![entry].into());
+    let output = deliver(&mut member, &proposal);
+    let (to, sent) = &output.messages[0];
+    let sent = wire::decode(&sent[0]).unwrap();
+    assert_eq!((*to, sent.from), (others[0], own));
+    assert_eq!(sent.entries[0].data, data);
+    let mut read = message(MessageType::MsgReadIndex, others[1], own, 0);
+    read.set_entries(vec![Entry::default()].into());
+    assert_eq!(types(&deliver(&mut member, &read)), []);
 }
 
 /// Entries that were on their way to the applier when a snapshot came.
