@@ -43,18 +43,20 @@ impl Replica {
         match message.get_msg_type() {
             // See `tick`.
             MessageType::MsgTimeoutNow if self.is_recording_snapshot => {}
-            // raft-rs would drop these, and their clients would wait for a timeout.
-            // Without a leader they go on to the next one.
-            MessageType::MsgReadIndex | MessageType::MsgPropose if !self.can_lead(&message) => {
-                if self.held.len() < MAX_HELD {
-                    self.held.push(message);
-                }
-            }
-            // It was sent to who led before. A proposal is passed on as this member's, as
-            // nobody may speak for another one; a read is asked for again by who waits.
+            // Sent to who led before: who waits for a read asks again.
             MessageType::MsgReadIndex if !self.is_leader() => {}
-            MessageType::MsgPropose if !self.is_leader() => {
-                message.from = self.settings.member_id;
+            kind @ (MessageType::MsgReadIndex | MessageType::MsgPropose) => {
+                if kind == MessageType::MsgPropose {
+                    // It may go on to the next leader, and nobody may speak for another one.
+                    message.from = self.settings.member_id;
+                }
+                // raft-rs would drop it, and its client would wait for a timeout.
+                if !self.can_lead(&message) {
+                    if self.held.len() < MAX_HELD {
+                        self.held.push(message);
+                    }
+                    return;
+                }
                 self.ignore(|raw| raw.step(message));
             }
             _ => self.ignore(|raw| raw.step(message)),
@@ -74,14 +76,13 @@ impl Replica {
     }
 
     /// Whether this leader can do now what a message of another member asks, or this
-    /// follower knows who can.
+    /// follower can pass it on.
     pub(crate) fn can_lead(&self, message: &Message) -> bool {
-        if !self.is_leader() {
-            return self.raw.raft.leader_id != 0;
-        }
-        match message.get_msg_type() {
-            MessageType::MsgPropose => self.raw.raft.lead_transferee.is_none(),
-            _ => self.raw.raft.commit_to_current_term(),
+        let raft = &self.raw.raft;
+        match (message.get_msg_type(), self.is_leader()) {
+            (MessageType::MsgPropose, true) => raft.lead_transferee.is_none(),
+            (MessageType::MsgPropose, false) => raft.leader_id != 0,
+            (_, is_leader) => is_leader && raft.commit_to_current_term(),
         }
     }
 

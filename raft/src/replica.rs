@@ -505,12 +505,8 @@ impl Replica {
             );
         }
         // Reads are asked for again by those who wait for them.
-        let own_id = self.settings.member_id;
         self.held
             .retain(|message| message.get_msg_type() == MessageType::MsgPropose);
-        for message in &mut self.held {
-            message.from = own_id; // it goes on to the new leader
-        }
         self.note_leader_of_changes(leader);
         self.leader = leader;
         self.leader_term = self.raw.raft.term;

@@ -362,8 +362,8 @@ fn a_leader_that_is_not_known_yet_is_followed() {
 #[test]
 fn a_proposal_is_passed_on_in_the_own_name() {
     let (mut member, own, others) = member_of_three();
+    leader(&mut member, own, others);
     let heartbeat = message(MessageType::MsgHeartbeat, others[0], own, 5);
-    deliver(&mut member, &heartbeat);
     let mut proposal = message(MessageType::MsgPropose, others[1], own, 0);
     let mut commands = Vec::new();
     push_command(&mut commands, 1, b"x");
@@ -374,11 +374,27 @@ fn a_proposal_is_passed_on_in_the_own_name() {
         ..Entry::default()
     };
     proposal.set_entries(vec![entry].into());
-    let output = deliver(&mut member, &proposal);
-    let (to, sent) = &output.messages[0];
-    let sent = wire::decode(&sent[0]).unwrap();
-    assert_eq!((*to, sent.from), (others[0], own));
-    assert_eq!(sent.entries[0].data, data);
+    // Before it is known who leads, in the same turn, and after it.
+    let mut request = message(MessageType::MsgRequestVote, others[0], own, 5);
+    request.context = raft::CAMPAIGN_TRANSFER.into();
+    for received in [&request, &proposal, &heartbeat, &proposal] {
+        member.step(Input::Peer {
+            from: received.from,
+            bytes: wire::encode(received),
+        });
+    }
+    let output = member.poll();
+    let sent = output.messages.iter().flat_map(|(to, all)| {
+        let all = all.iter().map(|bytes| wire::decode(bytes).unwrap());
+        all.map(|message| (*to, message))
+    });
+    let is_proposal = |(_, m): &(u64, Message)| m.get_msg_type() == MessageType::MsgPropose;
+    let sent: Vec<_> = sent.filter(is_proposal).collect();
+    assert_eq!(sent.len(), 2);
+    for (to, sent) in sent {
+        assert_eq!((to, sent.from), (others[0], own));
+        assert_eq!(sent.entries[0].data, data);
+    }
     let mut read = message(MessageType::MsgReadIndex, others[1], own, 0);
     read.set_entries(vec![Entry::default()].into());
     assert_eq!(types(&deliver(&mut member, &read)), []);
