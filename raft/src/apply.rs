@@ -40,6 +40,10 @@ use crate::sink::{ChangeSink, Completion};
 /// those of one entry are bounded when it is packed.
 const BATCH_REPLY_BYTES: usize = varve_types::MAX_REPLY_BYTES / 2;
 
+/// Commands after which a batch ends with an entry that clients of this member wait for:
+/// they are answered, and ask again, while the next entry is applied.
+const AWAITED_COMMANDS: u64 = 64;
+
 /// Owns the store and applies to it.
 pub(crate) struct Applier {
     store: Store,
@@ -143,8 +147,9 @@ impl Applier {
             changes: &mut changes,
             outcomes: &mut outcomes,
         };
-        let mut count = 0;
+        let (mut count, mut is_awaited) = (0, false);
         while txn.reply_bytes() < BATCH_REPLY_BYTES
+            && !(is_awaited && *batch.commands >= AWAITED_COMMANDS)
             && let Some(entry) = entries.get(count)
         {
             let place = count;
@@ -168,6 +173,7 @@ impl Applier {
                 EntryData::At(lsn) => &log::read_entry(&self.reader, *lsn, entry.index)?.data,
             };
             batch.entry(&mut txn, (entry.index, place), data, &entry.sinks)?;
+            is_awaited |= !entry.sinks.is_empty();
         }
         if let Some(changed) = &membership {
             txn.put_meta(meta::MEMBERS, &meta::encode_members(changed))?;

@@ -28,6 +28,11 @@ pub const MAX_PROPOSAL_BYTES: usize = (4 << 20) - 4096;
 /// Proposals to an entry up to which the next one goes by itself.
 const MAX_LONELY: usize = 2;
 
+/// Proposals that one entry may take however few wait. Of more it takes half of all that
+/// have no answer yet: while one half is applied the other one is answered, asks again and
+/// is logged. All in one entry would leave the log idle, then the applier, in turns.
+const MIN_SHARE: usize = 16;
+
 /// Bytes that a waiting proposal counts beside its commands.
 const OVERHEAD_BYTES: usize = 128;
 
@@ -143,7 +148,8 @@ impl Proposals {
         }
         let (mut bytes, mut replies) = (0, 0);
         let mut count = 0;
-        for queued in &self.queued {
+        let share = self.waiting.len().div_ceil(2).max(MIN_SHARE);
+        for queued in self.queued.iter().take(share) {
             let with = bytes + queued.commands.len();
             let with_replies = replies + queued.reply_bytes;
             let is_full = with + (count + 1) * entry::PROPOSAL_HEADER_BYTES > ENTRY_TARGET_BYTES
@@ -393,16 +399,35 @@ mod tests {
         for _ in 0..100 {
             test.push(50, 0);
         }
-        let entry = test.proposals.next_entry().unwrap();
-        let header = test.header(&entry);
-        assert_eq!(
-            (header.proposer, header.number, header.count),
-            (9, 1000, 100)
-        );
-        assert_eq!(entry.len(), entry::HEADER_BYTES + 100 * 58);
+        for number in [1000, 1050] {
+            let entry = test.proposals.next_entry().unwrap();
+            let header = test.header(&entry);
+            assert_eq!(
+                (header.proposer, header.number, header.count),
+                (9, number, 50)
+            );
+            assert_eq!(entry.len(), entry::HEADER_BYTES + 50 * 58);
+        }
         assert!(test.proposals.next_entry().is_none());
-        assert_eq!(test.proposals.committed(header).len(), 100);
+        for number in [1000, 1050] {
+            let (proposer, count) = (9, 50);
+            let header = EntryHeader {
+                proposer,
+                number,
+                count,
+            };
+            assert_eq!(test.proposals.committed(header).len(), 50);
+        }
         assert_eq!(test.proposals.pending(), (0, 0));
+        for _ in 0..MIN_SHARE {
+            test.push(50, 0);
+        }
+        let entry = test.proposals.next_entry().unwrap();
+        assert_eq!(
+            test.header(&entry).count as usize,
+            MIN_SHARE,
+            "few go together"
+        );
     }
 
     #[test]
