@@ -30,6 +30,8 @@ impl Damaged {
     }
 
     async fn in_cluster(mut cluster: Cluster, what: impl FnOnce(&Path), stop: &str) -> Self {
+        // Until its name is committed, a member that has lost all is taken for new.
+        assert_three_started_voters(&cluster);
         let load = Load::start(&cluster, 4);
         load.more(200).await;
         let index = (cluster.leader().await + 1) % 3;

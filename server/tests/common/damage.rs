@@ -85,7 +85,10 @@ pub async fn wait_healed(
         {
             return started.elapsed();
         }
-        assert!(started.elapsed() < patience, "it does not heal");
+        if started.elapsed() >= patience {
+            let logs: Vec<_> = cluster.members.iter().map(|member| member.log()).collect();
+            panic!("it does not heal; the logs:\n{}", logs.join("\n\n"));
+        }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
