@@ -8,7 +8,9 @@ use std::path::Path;
 use std::process::Command;
 
 use common::Cluster;
-use common::damage::{assert_three_started_voters, files, flip, known, says, wait_healed};
+use common::damage::{
+    assert_three_started_voters, files, flip, known, says, wait_healed, wait_published,
+};
 use common::load::{Load, assert_nothing_lost};
 use common::{put, wait_until};
 
@@ -30,8 +32,7 @@ impl Damaged {
     }
 
     async fn in_cluster(mut cluster: Cluster, what: impl FnOnce(&Path), stop: &str) -> Self {
-        // Until its name is committed, a member that has lost all is taken for new.
-        assert_three_started_voters(&cluster);
+        wait_published(&cluster).await;
         let load = Load::start(&cluster, 4);
         load.more(200).await;
         let index = (cluster.leader().await + 1) % 3;

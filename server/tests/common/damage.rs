@@ -101,6 +101,17 @@ pub async fn known_if_any(cluster: &Cluster, index: usize) -> Option<varve_proto
     members.find(|member| member.peer_urls == [url.clone()])
 }
 
+/// Waits until the cluster knows that all have run: a member that has lost everything
+/// before that is taken for new.
+pub async fn wait_published(cluster: &Cluster) {
+    let started = Instant::now();
+    let is_published = |member: &varve_protocol::Member| !member.client_urls.is_empty();
+    while !members(cluster).await.iter().all(is_published) {
+        assert!(started.elapsed() < super::PATIENCE, "it is not published");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Three started voters, as `varvectl member list` prints them.
 pub fn assert_three_started_voters(cluster: &Cluster) {
     wait_until("three voters have started", || {
