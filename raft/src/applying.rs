@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Select, TryRecvError};
-use varve_types::{ApiError, opcode};
+use varve_types::{ApiError, PutRequest, Reader, opcode};
 
 use crate::apply::{AppliedBatch, Applier};
 use crate::entry;
@@ -76,7 +76,7 @@ pub(crate) fn try_here<'s>(job: &ApplyJob, shared: &'s Arc<Shared>) -> Option<Ap
     if !entries.iter().all(is_little) || entries.len() > 1 {
         return None;
     }
-    if shared.current.load().backend.is_cold() {
+    if shared.current.load().backend.may_wait() {
         return None;
     }
     let guard = shared.applying.0.try_lock().ok()?;
@@ -89,7 +89,8 @@ pub(crate) fn try_here<'s>(job: &ApplyJob, shared: &'s Arc<Shared>) -> Option<Ap
         .then_some(ApplyHere { guard, shared })
 }
 
-/// Whether an entry has nothing but few puts: other commands may go over many keys.
+/// Whether an entry has nothing but few puts that read no values: other commands may go
+/// over much.
 fn is_little(entry: &ToApply) -> bool {
     let EntryData::Here(data) = &entry.data else {
         return false;
@@ -101,9 +102,11 @@ fn is_little(entry: &ToApply) -> bool {
         return false;
     };
     let mut puts = 0;
-    proposals.raw_commands().all(|(code, _)| {
+    proposals.raw_commands().all(|(code, body)| {
         puts += 1;
-        code == opcode::PUT && puts <= MAX_PUTS_HERE
+        let put = PutRequest::decode(&mut Reader::new(body));
+        let is_blind = put.is_ok_and(|put| !put.prev_kv && !put.ignore_value);
+        code == opcode::PUT && puts <= MAX_PUTS_HERE && is_blind
     })
 }
 

@@ -145,19 +145,24 @@ impl InFlight {
     }
 }
 
-/// Of the rounds of ReadIndex that begin leaves the last one's heartbeats: their answers
-/// confirm those before it as well (raft-rs advances them all).
-fn thin_heartbeats(messages: &mut Vec<Message>) {
+/// Of the rounds of ReadIndex that begin, or are asked for again, leaves one heartbeat to
+/// each member. Its answer confirms the `newest` one that waits, and with it those before
+/// it (raft-rs advances them all).
+fn thin_heartbeats(messages: &mut Vec<Message>, newest: Option<Vec<u8>>) {
+    let newest = newest.map(bytes::Bytes::from);
     let mut seen = Vec::new();
     let mut kept: Vec<Message> = std::mem::take(messages);
     kept.reverse();
-    kept.retain(|message| {
+    kept.retain_mut(|message| {
         let is_round =
             message.get_msg_type() == MessageType::MsgHeartbeat && !message.context.is_empty();
         !is_round || {
             let is_last = !seen.contains(&message.to);
             if is_last {
                 seen.push(message.to);
+                if let Some(newest) = &newest {
+                    message.context = newest.clone();
+                }
             }
             is_last
         }
@@ -181,7 +186,8 @@ impl Replica {
         // could have voted for it. But one that votes alone leads before that, and what
         // it sent to learners would be of a term that it may lead once more.
         let mut unready = self.without_unsettled_commit(ready.take_messages());
-        thin_heartbeats(&mut unready);
+        let newest = self.raw.raft.read_only.last_pending_request_ctx();
+        thin_heartbeats(&mut unready, newest);
         if self.durable_state.term == self.raw.raft.term {
             out.send_all(unready.drain(..));
         }
@@ -530,10 +536,11 @@ mod tests {
             message(MessageType::MsgAppend, 2, b""),
             heartbeat(2, b"b"),
             heartbeat(3, b"b"),
+            heartbeat(3, b"a"), // asked for again
             heartbeat(2, b""),
             message(MessageType::MsgAppend, 2, b""),
         ];
-        thin_heartbeats(&mut messages);
+        thin_heartbeats(&mut messages, Some(b"b".to_vec()));
         let left: Vec<_> = messages
             .iter()
             .map(|message| (message.to, &message.context[..]))

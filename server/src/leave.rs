@@ -115,6 +115,7 @@ async fn ask_others(handle: &NodeHandle) -> Result<(), String> {
 /// Has a member without damage lead instead of this one: what is damaged here may be what a
 /// member that heals has to be sent.
 pub(crate) async fn lead_no_more(handle: &NodeHandle) {
+    sleep(PAUSE + random_part(PAUSE)).await;
     if handle.status().leader == handle.member_id() {
         let heard = timeout(ASK_TIMEOUT, hear_others(handle, false)).await;
         let_a_whole_one_lead(handle, &heard.unwrap_or_default());

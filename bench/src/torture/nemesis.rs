@@ -149,6 +149,9 @@ impl Nemesis {
         let mut first = Fault::kinds();
         first.retain(is_wanted);
         if first.is_empty() {
+            if !self.only.is_empty() {
+                return Err("none of the faults that were asked for is to be had here".to_owned());
+            }
             // The report says that they are not to be had.
             tokio::time::sleep(duration).await;
             return Ok(());

@@ -363,6 +363,10 @@ impl Backend for Compressed {
         self.inner.wants_checkpoint(idle)
     }
 
+    fn may_wait(&self) -> bool {
+        self.inner.may_wait()
+    }
+
     fn wants_vacuum(&self, idle: bool) -> bool {
         self.inner.wants_vacuum(idle)
     }

@@ -147,6 +147,10 @@ impl Backend for Memory {
         NAME
     }
 
+    fn may_wait(&self) -> bool {
+        false
+    }
+
     fn snapshot(&self) -> Result<Arc<dyn Snapshot>> {
         Ok(Arc::new(self.held.hold(self.published())))
     }

@@ -239,10 +239,11 @@ pub trait Backend: Send + Sync {
         false
     }
 
-    /// Whether it met pages that were not in memory of late: who must not wait for the
-    /// disk leaves work on it to others.
-    fn is_cold(&self) -> bool {
-        false
+    /// Whether a small batch may have to wait for the disk, as far as the engine knows: for
+    /// pages that are not in memory, or for a checkpoint. Who must not wait leaves it to
+    /// others.
+    fn may_wait(&self) -> bool {
+        true
     }
 
     /// Whether much of the file is free for good, so that a vacuum pays. `idle`

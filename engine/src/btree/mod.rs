@@ -113,7 +113,7 @@ impl Backend for Btree {
         self.shared.space().wants_checkpoint(idle, is_cold)
     }
 
-    fn is_cold(&self) -> bool {
+    fn may_wait(&self) -> bool {
         self.shared.is_cold()
     }
 

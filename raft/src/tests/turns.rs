@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use varve_engine::disk::{Disk, SimDisk};
+use varve_engine::mvcc::View;
 use varve_types::{ApiError, Command, PutRequest};
 
 use crate::test_stores::TestStores;
 use crate::{
-    Completion, Config, InitialCluster, NoTransport, Node, NodeHandle, Proposal, ReplySink,
-    push_command,
+    Completion, Config, InitialCluster, NoTransport, Node, NodeHandle, Proposal, ReadSink,
+    ReplySink, push_command,
 };
 
 struct Answer(Sender<Result<Completion, ApiError>>);
@@ -76,7 +77,7 @@ fn nobody_takes_a_turn_past_the_queue() {
 }
 
 #[test]
-fn a_panic_in_a_turn_elsewhere_ends_the_node_and_answers_those_who_wait() {
+fn a_panic_where_a_lone_put_is_applied_ends_the_node_and_answers_those_who_wait() {
     struct Panics(Arc<Mutex<bool>>);
     impl ReplySink for Panics {
         fn complete(self: Box<Self>, _completion: Completion) {
@@ -102,14 +103,45 @@ fn a_panic_in_a_turn_elsewhere_ends_the_node_and_answers_those_who_wait() {
         reply_bytes: 0,
         sink: Box::new(Panics(Arc::clone(&has_run))),
     });
+    ends_with(handle, "a bug in the store");
+    assert!(*has_run.lock().unwrap());
+}
+
+/// Waits until the node has ended for this reason. Who comes later is refused.
+fn ends_with(handle: &NodeHandle, reason: &str) {
     let end = std::time::Instant::now() + Duration::from_secs(60);
     while handle.failure().is_none() {
         assert!(std::time::Instant::now() < end, "the node goes on");
         std::thread::sleep(Duration::from_millis(2));
     }
-    assert!(*has_run.lock().unwrap());
-    assert!(handle.failure().unwrap().contains("a bug in the store"));
+    assert!(handle.failure().unwrap().contains(reason));
     let refused = propose(handle, b"later");
     let refused = refused.recv_timeout(Duration::from_secs(60)).unwrap();
     assert_eq!(refused, Err(ApiError::Stopped));
+}
+
+#[test]
+fn a_panic_in_a_turn_on_another_thread_ends_the_node() {
+    struct Panics(Sender<std::thread::ThreadId>);
+    impl ReadSink for Panics {
+        fn ready(self: Box<Self>, _view: Arc<View>, _term: u64) {
+            let _ = self.0.send(std::thread::current().id());
+            panic!("a sink that panics");
+        }
+        fn refuse(self: Box<Self>, _error: ApiError) {}
+    }
+    let here = std::thread::current().id();
+    for _ in 0..100 {
+        let node = start();
+        let handle = node.handle();
+        revision(&propose(handle, b"first"));
+        let (sender, thread) = channel();
+        handle.read(Box::new(Panics(sender)));
+        let thread = thread.recv_timeout(Duration::from_secs(60)).unwrap();
+        ends_with(handle, "a bug in the replica");
+        if thread == here {
+            return;
+        }
+    }
+    panic!("no read was answered on the thread that brought it");
 }

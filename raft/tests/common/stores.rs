@@ -104,6 +104,9 @@ impl Backend for TestStore {
         *lock(&self.checkpoint) = Some(snapshot);
         Ok(applied)
     }
+    fn may_wait(&self) -> bool {
+        false
+    }
     fn durable(&self) -> Applied {
         self.checkpoint
             .lock()

@@ -159,7 +159,7 @@ pub struct Inbox {
 
 impl Inbox {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No code that can panic runs under the lock.
+        // Nothing under the lock leaves the state in pieces when it panics.
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -169,6 +169,8 @@ impl Inbox {
             return;
         }
         put(&mut state.mail);
+        // What is written past the task must not overtake this, nor come between its parts.
+        state.lent = None;
         let waker = state.waker.take();
         drop(state);
         if let Some(waker) = waker {
@@ -217,6 +219,7 @@ impl Inbox {
             .deliveries
             .push(Delivery::Answered(writes, unsent));
         out.clear();
+        out.shrink_to(super::OUT_KEPT);
         state.out = out;
         drop(state);
         if let Some(waker) = waker {

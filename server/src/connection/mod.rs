@@ -194,7 +194,7 @@ impl Connection {
                 continue;
             }
             self.work.iter_mut().for_each(Work::release);
-            let lent = self.awaits_writes_only();
+            let lent = self.may_lend();
             let lent = lent.then(|| Direct::new(&self.stream, &self.service));
             // What came meanwhile is for the next poll, if this one's budget is spent.
             if self.inbox.wait(context, lent) || budget.is_spent() {
@@ -203,8 +203,9 @@ impl Connection {
         }
     }
 
-    /// Whether few writes are all that there is to answer, and nothing is to be sent.
-    fn awaits_writes_only(&self) -> bool {
+    /// Whether others may write to the socket while this waits: it has nothing to send, and
+    /// what they leave to be counted is bounded.
+    fn may_lend(&self) -> bool {
         (1..=DIRECT_WRITES).contains(&self.in_flight)
             && self.out.is_empty()
             && !self.failed
