@@ -186,6 +186,7 @@ impl Replica {
         // could have voted for it. But one that votes alone leads before that, and what
         // it sent to learners would be of a term that it may lead once more.
         let mut unready = self.without_unsettled_commit(ready.take_messages());
+        self.mend_appends(&mut unready);
         let newest = self.raw.raft.read_only.last_pending_request_ctx();
         thin_heartbeats(&mut unready, newest);
         if self.durable_state.term == self.raw.raft.term {
@@ -262,6 +263,24 @@ impl Replica {
             }
         }
         messages
+    }
+
+    /// raft-rs adds entries to an append without any that is to go to the same member in the
+    /// same turn, wherever they begin (`batch_append`): after a rejection they begin earlier
+    /// than that one said. Here it says what they follow.
+    pub(crate) fn mend_appends(&self, messages: &mut Vec<Message>) {
+        messages.retain_mut(|message| {
+            let first = message.entries.first().map_or(0, |entry| entry.index);
+            if message.get_msg_type() != MessageType::MsgAppend
+                || first == 0
+                || message.index + 1 == first
+            {
+                return true;
+            }
+            let term = self.raw.raft.raft_log.term(first - 1).unwrap_or(0);
+            (message.index, message.log_term) = (first - 1, term);
+            term != 0 // else it is as if it were lost on its way
+        });
     }
 
     /// Sends what depends on nothing but a term that is durable already, so that

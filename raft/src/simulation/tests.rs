@@ -138,6 +138,8 @@ fn seeds_that_failed_once() {
         (131, 10_000, Profile::Membership),
         // Of two members one learned that it is removed, and the other forgot it.
         (194, 5_000, Profile::Membership),
+        // A leader sent entries after an entry that they do not follow.
+        (3914, 10_000, Profile::Membership),
     ] {
         let report = run(Options {
             seed,

@@ -358,6 +358,21 @@ fn a_leader_that_is_not_known_yet_is_followed() {
     assert_eq!((status.leader, status.term), (99, 100));
 }
 
+#[test]
+fn an_append_says_what_its_entries_follow() {
+    let (mut member, own, others) = member_of_three();
+    leader(&mut member, own, others);
+    let mut good = append(own, others[0], 2);
+    (good.index, good.log_term) = (1, 1);
+    let mut mixed = good.clone();
+    (mixed.index, mixed.log_term) = (2, 2); // of one that had no entries
+    let mut before_all = good.clone();
+    before_all.entries[0].index = 9;
+    let mut messages = vec![good.clone(), mixed, before_all];
+    member.replica.mend_appends(&mut messages);
+    assert_eq!(messages, [good.clone(), good]);
+}
+
 /// Who led before gets proposals of those that do not know that yet.
 #[test]
 fn a_proposal_is_passed_on_in_the_own_name() {
