@@ -31,6 +31,9 @@ impl World {
         while !self.clients.iter().all(|client| client.done_since_heal > 0) {
             self.step_to_heal();
             if self.agenda.now() > start + ANSWER_WITHIN_US {
+                if self.waits_at_former_members() {
+                    break;
+                }
                 let why = match self.needs_removed_member() {
                     true => ": a quorum needs the vote of a member that was removed",
                     false => "",
@@ -77,6 +80,19 @@ impl World {
         self.clients.iter().all(|client| client.waits_for.is_none())
             && self.members_agree(&current)
             && self.watchers.iter().all(|w| w.next > self.ledger.last())
+    }
+
+    /// Whether those that were not answered asked, by bad luck each time, a member that was
+    /// removed: one that knows only of others that were, too, cannot learn it.
+    fn waits_at_former_members(&self) -> bool {
+        let Some(current) = self.current() else {
+            return false;
+        };
+        let mut waiting = self.clients.iter().filter(|c| c.done_since_heal == 0);
+        waiting.all(|client| {
+            let asked = client.waits_for.map(|(_, member)| member);
+            asked.is_some_and(|member| !current.contains(&member))
+        })
     }
 
     /// Whether the others wait for a removed member's vote: it knew that its removal

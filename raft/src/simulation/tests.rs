@@ -140,6 +140,8 @@ fn seeds_that_failed_once() {
         (194, 5_000, Profile::Membership),
         // A leader sent entries after an entry that they do not follow.
         (3914, 10_000, Profile::Membership),
+        // A client asked removed members for a minute, who could not learn of it.
+        (8451, 10_000, Profile::Membership),
     ] {
         let report = run(Options {
             seed,
