@@ -231,7 +231,7 @@ fn a_failed_sync_stops_the_node_for_good() {
         on: FaultOn::Sync,
         after: 0,
         forever: false,
-        path_contains: "wal".into(),
+        path_contains: "0000000000000001.wal".into(), // not the next one's, made beside it
         errno: 5,
     });
     assert_eq!(put(&node, b"k", b"w").unwrap_err(), ApiError::Stopped);
