@@ -73,10 +73,10 @@ pub(crate) fn try_here<'s>(job: &ApplyJob, shared: &'s Arc<Shared>) -> Option<Ap
     let ApplyJob::Entries(entries) = job else {
         return None;
     };
-    if !entries.iter().all(is_little) || entries.len() > 1 {
+    let [entry] = entries.as_slice() else {
         return None;
-    }
-    if shared.current.load().backend.may_wait() {
+    };
+    if !is_little(entry) || shared.current.load().backend.may_wait() {
         return None;
     }
     let guard = shared.applying.0.try_lock().ok()?;
