@@ -200,8 +200,8 @@ impl Shared {
         if !is_taken {
             return Some(inputs);
         }
-        // Pages of the store may have to come from the disk: the log's thread may wait for
-        // that, those that serve sockets may not.
+        // To apply may wait for pages of the store that are on the disk: the log's thread may,
+        // those that serve sockets leave it to the applier.
         let may_apply = all
             .iter()
             .all(|input| matches!(input, Input::Persisted { .. }));

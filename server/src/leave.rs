@@ -77,6 +77,8 @@ impl Leave {
         sleep(PAUSE + random_part(PAUSE)).await;
         let started = Instant::now();
         if let Err(id) = self.begin(started) {
+            // That one heals, perhaps from what this one leads with.
+            hand_over(handle).await;
             return Err(format!("member {id:x} leaves first"));
         }
         let outcome = match timeout(ASK_TIMEOUT, ask_others(handle)).await {
@@ -116,6 +118,10 @@ async fn ask_others(handle: &NodeHandle) -> Result<(), String> {
 /// member that heals has to be sent.
 pub(crate) async fn lead_no_more(handle: &NodeHandle) {
     sleep(PAUSE + random_part(PAUSE)).await;
+    hand_over(handle).await;
+}
+
+async fn hand_over(handle: &NodeHandle) {
     if handle.status().leader == handle.member_id() {
         let heard = timeout(ASK_TIMEOUT, hear_others(handle, false)).await;
         let_a_whole_one_lead(handle, &heard.unwrap_or_default());

@@ -332,6 +332,29 @@ async fn limits_of_keys_values_and_frames() {
     assert_eq!(client.get(b"big").await.unwrap().unwrap().value, value);
 }
 
+#[test]
+fn a_request_without_a_key_is_refused_without_a_quorum() {
+    let mut pair = Cluster::start(2, &[]);
+    pair.members[1].kill();
+    let mut raw = Raw::client(&pair);
+    for count_only in [false, true] {
+        raw.request(
+            1,
+            &Request::Range(RangeRequest {
+                range_end: b"z",
+                count_only,
+                ..RangeRequest::default()
+            }),
+        );
+        // Else after the time of a request, as one that timed out.
+        let (_, error) = raw.error();
+        assert_eq!(error.message, "etcdserver: key is not provided");
+    }
+    raw.request(2, &put_of(b"", b"v"));
+    let (_, error) = raw.error();
+    assert_eq!(error.message, "etcdserver: key is not provided");
+}
+
 #[tokio::test]
 async fn garbage_on_the_peer_port() {
     let node = node();

@@ -123,6 +123,13 @@ impl<'a> RangeRequest<'a> {
         put_bytes(out, self.range_end);
     }
 
+    /// Whether an encoding says that it has no key; looks at that only.
+    pub fn lacks_key(encoding: &[u8]) -> bool {
+        // Flags, order and target, then six numbers; then the length of the key.
+        const KEY: usize = 3 + 6 * 8;
+        encoding.get(KEY..KEY + 4) == Some(&[0; 4])
+    }
+
     /// Reads one encoding.
     pub fn decode(reader: &mut Reader<'a>) -> Result<Self, DecodeError> {
         let bits = reader.u8("range flags")?;

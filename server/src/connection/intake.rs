@@ -11,7 +11,7 @@ use varve_protocol::{
     encode_reply, opcode,
 };
 use varve_raft::Proposal;
-use varve_types::{AlarmAction, ApiError, Command};
+use varve_types::{AlarmAction, ApiError, Command, RangeRequest};
 
 use super::Connection;
 use super::inbox::{MaintainedSink, Reads, ViewSink, WriteSink, Writes};
@@ -131,9 +131,11 @@ impl Connection {
         }
         if opcode == opcode::RANGE
             && frame.header.flags == Flags::NONE
+            && !RangeRequest::lacks_key(frame.body)
             && let Some(bits) = frame.body.first()
         {
-            // Read as a whole, and refused if need be, when it is answered.
+            // Read as a whole, and refused if need be, when it is answered; but a missing
+            // key is said without waiting for a quorum, as by etcd.
             let (kind, local) = match bits & 1 {
                 0 => (Kind::Range, false),
                 _ => (Kind::SerializableRange, true),
@@ -202,6 +204,9 @@ impl Connection {
             }
             Request::MemberList(list) => {
                 batch.push_read(header, Kind::Other, body, !list.linearizable);
+            }
+            Request::Range(range) if range.key.is_empty() => {
+                return Err(ApiError::KeyNotProvided.into());
             }
             Request::Space(_) => batch.push_read(header, Kind::Other, body, true),
             _ => self.answer_at_once(header, request, batch)?,

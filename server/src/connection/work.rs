@@ -116,7 +116,6 @@ fn answer_read(
         _ => Budget::SCAN,
     });
     let result = match decoded {
-        Ok(Request::Range(range)) if range.key.is_empty() => Err(ApiError::KeyNotProvided.into()),
         Ok(Request::Range(range)) => return ranges::answer(service, out, view, id, header, &range),
         Ok(Request::Txn(txn)) => match read_txn(view, &txn) {
             Ok(reply) => {
