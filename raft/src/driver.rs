@@ -19,7 +19,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Select, Sender, TryRecvError};
-use varve_engine::backend::{Scrubber, memory};
+use varve_engine::backend::{CheckpointPace, Scrubber, memory};
 use varve_engine::wal::{Committer, Completion, WalReader};
 use varve_types::ApiError;
 
@@ -166,6 +166,7 @@ pub(crate) struct CheckpointPolicy {
 /// The checkpoint thread; ends when `stop` is disconnected.
 pub(crate) fn run_checkpoints(policy: CheckpointPolicy, stop: &Receiver<()>, shared: &Arc<Shared>) {
     let mut last = Instant::now();
+    let mut pace = CheckpointPace::new(last);
     let mut last_end = shared.wal_stats.end_lsn.load(Ordering::Relaxed);
     let mut is_full = false;
     let mut last_index = shared.current.load().backend.durable().index;
@@ -175,11 +176,13 @@ pub(crate) fn run_checkpoints(policy: CheckpointPolicy, stop: &Receiver<()>, sha
         let end = shared.wal_stats.end_lsn.load(Ordering::Relaxed);
         let applied = shared.metrics.applied_index.load(Ordering::Relaxed);
         let entries = applied.saturating_sub(last_index);
+        let started = Instant::now();
+        let has_time = entries == 0 || pace.has_time(started);
         let is_due = end.saturating_sub(last_end) >= policy.bytes
             || (entries > 0 && last.elapsed() >= policy.interval)
             || (entries >= policy.entries && last.elapsed() >= MIN_CHECKPOINT_INTERVAL)
             || ((last.elapsed() >= ENGINE_CHECKPOINT_INTERVAL || shared.defragment.is_running())
-                && shared.current.load().backend.wants_checkpoint(entries == 0));
+                && shared.current.load().backend.wants_checkpoint(has_time));
         if !is_due {
             continue;
         }
@@ -196,6 +199,7 @@ pub(crate) fn run_checkpoints(policy: CheckpointPolicy, stop: &Receiver<()>, sha
             Err(error) => return shared.fail_with("checkpoint: ", &error),
         }
         (last, last_end) = (Instant::now(), end);
+        pace.note(started, last);
         if shared.defragment.is_running() {
             shared.defragment.wake();
         }

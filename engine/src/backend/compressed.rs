@@ -359,8 +359,8 @@ impl Backend for Compressed {
         self.inner.durable()
     }
 
-    fn wants_checkpoint(&self, idle: bool) -> bool {
-        self.inner.wants_checkpoint(idle)
+    fn wants_checkpoint(&self, has_time: bool) -> bool {
+        self.inner.wants_checkpoint(has_time)
     }
 
     fn may_wait(&self) -> bool {

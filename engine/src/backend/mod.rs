@@ -42,7 +42,7 @@ pub use error::BackendError;
 pub use lookahead::Lookahead;
 pub use registry::{NAMES, Options, open, open_store};
 pub use scrub::{Damage, DamageLog, ScrubStats, ScrubStep, Scrubber};
-pub use upkeep::Upkeep;
+pub use upkeep::{CheckpointPace, Upkeep};
 
 /// What a backend's operations return.
 pub type Result<T> = std::result::Result<T, BackendError>;
@@ -233,9 +233,9 @@ pub trait Backend: Send + Sync {
     /// How far the last checkpoint applies.
     fn durable(&self) -> Applied;
 
-    /// Whether a checkpoint is due for the engine's own reasons. `idle` says that
-    /// nothing was written for a while.
-    fn wants_checkpoint(&self, _idle: bool) -> bool {
+    /// Whether a checkpoint is due for the engine's own reasons. `has_time` says that
+    /// it disturbs nobody: nothing was written for a while, or see [`CheckpointPace`].
+    fn wants_checkpoint(&self, _has_time: bool) -> bool {
         false
     }
 

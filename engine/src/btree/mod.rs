@@ -108,9 +108,9 @@ impl Backend for Btree {
         self.shared.durable().1
     }
 
-    fn wants_checkpoint(&self, idle: bool) -> bool {
+    fn wants_checkpoint(&self, has_time: bool) -> bool {
         let is_cold = self.shared.is_cold();
-        self.shared.space().wants_checkpoint(idle, is_cold)
+        self.shared.space().wants_checkpoint(has_time, is_cold)
     }
 
     fn may_wait(&self) -> bool {

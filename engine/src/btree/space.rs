@@ -308,17 +308,17 @@ impl Space {
     }
 
     /// Whether a checkpoint would help a vacuum on, or free very many pages: a
-    /// store that is written to may use twice as much again as it holds, one that
-    /// is `idle` an eighth.
+    /// store that is written to may use twice as much again as it holds, an eighth
+    /// where a checkpoint `has_time`.
     /// Where not all is in memory, new pages take room from what is read, and the
     /// kernel is slow to take back what is mapped and dirty: they are written soon.
-    pub(super) fn wants_checkpoint(&self, idle: bool, is_cold: bool) -> bool {
+    pub(super) fn wants_checkpoint(&self, has_time: bool, is_cold: bool) -> bool {
         if is_cold && self.dirty_pages > MOST_DIRTY_COLD_PAGES {
             return true;
         }
         let waiting = self.limbo.checkpointed_pages();
         let used = self.end - self.free.count() - waiting;
-        let most_waiting = if idle {
+        let most_waiting = if has_time {
             LEAST_SPARE_PAGES + used / 8
         } else {
             MOST_WAITING_PAGES + 2 * used

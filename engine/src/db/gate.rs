@@ -4,13 +4,13 @@
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::batch::WriteBatch;
 use super::error::{DbError, Result};
 use super::options::Options;
 use super::pending::{Pending, Waiter};
-use crate::backend::{Backend, VacuumExtent, memory};
+use crate::backend::{Backend, CheckpointPace, VacuumExtent, memory};
 use crate::wal::{Committer, FIRST_LSN, Group, Lsn, WalStats};
 
 /// Groups kept to be used again.
@@ -169,24 +169,28 @@ impl<T> Gate<T> {
 
     /// Makes checkpoints when they are due, until the store is closed or stops.
     pub(super) fn run_checkpoints(&self) {
+        let mut pace = CheckpointPace::new(Instant::now());
         loop {
             let mut state = self.lock();
             let mut end = self.log.end_lsn.load(Ordering::Relaxed);
-            let mut idle = false;
-            while !state.is_checkpoint_due && !self.backend.wants_checkpoint(idle) {
+            let mut has_time = false;
+            while !state.is_checkpoint_due && !self.backend.wants_checkpoint(has_time) {
                 if state.committer.is_none() || state.stopped.is_some() {
                     return;
                 }
                 let waited = self.checkpoint_due.wait_timeout(state, LOOK_INTERVAL);
                 (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
                 let now = self.log.end_lsn.load(Ordering::Relaxed);
-                idle = now == std::mem::replace(&mut end, now);
+                let idle = now == std::mem::replace(&mut end, now);
+                has_time = idle || pace.has_time(Instant::now());
             }
             state.is_checkpoint_due = false;
             drop(state);
+            let started = Instant::now();
             if let Err(error) = self.checkpoint() {
                 return self.stop(&format!("checkpoint: {error}"));
             }
+            pace.note(started, Instant::now());
         }
     }
 
