@@ -278,3 +278,40 @@ fn the_file_follows_what_lives_in_it() {
     );
     db.check().expect("the check passes");
 }
+
+/// A burst leaves pages that wait for a checkpoint, and then there are too few writes to
+/// fill the log, but never none: nobody calls for a checkpoint, and the store is not idle.
+#[test]
+fn a_burst_before_slow_writes_leaves_no_space_behind() {
+    const KEYS: u64 = 40_000;
+    const VALUE: [u8; 200] = [b'v'; 200];
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let db = Db::open(folder.path().join("store"), Options::default()).expect("a new store");
+    let put_all = |keys: std::ops::Range<u64>| {
+        let mut batch = WriteBatch::new();
+        for number in keys {
+            batch.put(&key(number), &VALUE).expect("put");
+        }
+        db.write(&batch).expect("written");
+    };
+    for _ in 0..2 {
+        (0..KEYS / 100).for_each(|part| put_all(part * 100..(part + 1) * 100));
+        db.checkpoint().expect("checkpoint");
+    }
+    (0..KEYS / 100).for_each(|part| put_all(part * 100..(part + 1) * 100));
+    db.compact(db.revision()).expect("compacted");
+    let burst = file_bytes(&db);
+
+    let mut random = Random::new(1);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while 4 * file_bytes(&db) > 3 * burst {
+        let (now, stats) = (file_bytes(&db), db.stats());
+        assert!(
+            Instant::now() < deadline,
+            "{now} bytes, {burst} after the burst: {stats:?}"
+        );
+        let first = random.number() % (KEYS - 20);
+        put_all(first..first + 20);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
