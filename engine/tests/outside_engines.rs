@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use varve_engine::backend::{
     Applied, Backend, BackendError, Direction, Read, Result, Snapshot, TreeId,
@@ -45,6 +45,22 @@ const ENGINES: &[(&str, Open)] = &[
     #[cfg(feature = "fjall")]
     ("fjall", open_fjall),
 ];
+
+/// Opens a store that was let go of a moment ago. A process that another test starts has
+/// the lock's descriptor too, from its fork until it becomes another program.
+fn reopen(open: Open, path: &Path) -> Result<Box<dyn Backend>> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match open(path) {
+            Err(error)
+                if error.to_string().contains("open already") && Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
+}
 
 /// SplitMix64.
 struct Random(u64);
@@ -167,7 +183,7 @@ fn reopens_at_or_after_its_checkpoint() -> Result<()> {
         for (published, checkpointed) in
             [(0, false), (10, true), (25, false), (40, true), (40, false)]
         {
-            let backend = open(&path)?;
+            let backend = reopen(*open, &path)?;
             assert_eq!(backend.name(), *name);
             assert_eq!(backend.durable(), backend.snapshot()?.applied());
             let from = verify(&*backend)?;
@@ -185,7 +201,7 @@ fn reopens_at_or_after_its_checkpoint() -> Result<()> {
             // Open twice is refused, whoever asks.
             assert!(open(&path).is_err());
         }
-        let backend = open(&path)?;
+        let backend = reopen(*open, &path)?;
         assert!(verify(&*backend)? >= 40);
     }
     Ok(())
@@ -206,7 +222,7 @@ fn a_batch_of_the_same_log_entry_counts() -> Result<()> {
             assert_eq!(backend.checkpoint()?, applied(5));
         }
         drop(backend);
-        let backend = open(temp.path())?;
+        let backend = reopen(*open, temp.path())?;
         let snapshot = backend.snapshot()?;
         assert_eq!(
             snapshot.get(TreeId(1), b"key")?.as_deref(),
@@ -338,7 +354,7 @@ fn strange_directories_are_refused() -> Result<()> {
         backend.checkpoint()?;
         drop(backend);
         for (other, open_other) in ENGINES {
-            let opened = open_other(&path);
+            let opened = reopen(*open_other, &path);
             assert_eq!(opened.is_ok(), other == name);
         }
         for (file, _) in files(&path) {
@@ -427,7 +443,7 @@ fn a_power_loss_leaves_a_published_state_at_or_after_the_checkpoint() -> Result<
             for cut in 0..4 {
                 fs::create_dir_all(&lost).expect("directory");
                 power_loss(&synced, &written, &lost, &mut random);
-                let recovered = open(&lost)?;
+                let recovered = reopen(*open, &lost)?;
                 let index = verify(&*recovered)?;
                 println!("{name} {round}.{cut}: {checkpoint} <= {index} <= {last}");
                 assert!((checkpoint..=last).contains(&index));
@@ -437,7 +453,7 @@ fn a_power_loss_leaves_a_published_state_at_or_after_the_checkpoint() -> Result<
                 recovered.checkpoint()?;
                 assert_eq!(verify(&*recovered)?, index + 1);
                 drop(recovered);
-                assert_eq!(verify(&*open(&lost)?)?, index + 1);
+                assert_eq!(verify(&*reopen(*open, &lost)?)?, index + 1);
                 fs::remove_dir_all(&lost).expect("remove");
             }
         }
@@ -497,7 +513,7 @@ fn kill_9_leaves_a_published_state_at_or_after_the_checkpoint() -> Result<()> {
             }
             child.kill().expect("kill");
             child.wait().expect("wait");
-            let index = verify(&*open(&path)?)?;
+            let index = verify(&*reopen(*open, &path)?)?;
             println!("{name}: {last} <= {index}");
             assert!(
                 index >= last,
