@@ -294,11 +294,12 @@ fn a_burst_before_slow_writes_leaves_no_space_behind() {
         }
         db.write(&batch).expect("written");
     };
+    let overwrite = || (0..KEYS / 100).for_each(|part| put_all(part * 100..(part + 1) * 100));
     for _ in 0..2 {
-        (0..KEYS / 100).for_each(|part| put_all(part * 100..(part + 1) * 100));
+        overwrite();
         db.checkpoint().expect("checkpoint");
     }
-    (0..KEYS / 100).for_each(|part| put_all(part * 100..(part + 1) * 100));
+    overwrite();
     db.compact(db.revision()).expect("compacted");
     let burst = file_bytes(&db);
 

@@ -165,8 +165,7 @@ pub(crate) struct CheckpointPolicy {
 
 /// The checkpoint thread; ends when `stop` is disconnected.
 pub(crate) fn run_checkpoints(policy: CheckpointPolicy, stop: &Receiver<()>, shared: &Arc<Shared>) {
-    let mut last = Instant::now();
-    let mut pace = CheckpointPace::new(last);
+    let mut pace = CheckpointPace::new(Instant::now());
     let mut last_end = shared.wal_stats.end_lsn.load(Ordering::Relaxed);
     let mut is_full = false;
     let mut last_index = shared.current.load().backend.durable().index;
@@ -177,11 +176,12 @@ pub(crate) fn run_checkpoints(policy: CheckpointPolicy, stop: &Receiver<()>, sha
         let applied = shared.metrics.applied_index.load(Ordering::Relaxed);
         let entries = applied.saturating_sub(last_index);
         let started = Instant::now();
+        let since = pace.since(started);
         let has_time = entries == 0 || pace.has_time(started);
         let is_due = end.saturating_sub(last_end) >= policy.bytes
-            || (entries > 0 && last.elapsed() >= policy.interval)
-            || (entries >= policy.entries && last.elapsed() >= MIN_CHECKPOINT_INTERVAL)
-            || ((last.elapsed() >= ENGINE_CHECKPOINT_INTERVAL || shared.defragment.is_running())
+            || (entries > 0 && since >= policy.interval)
+            || (entries >= policy.entries && since >= MIN_CHECKPOINT_INTERVAL)
+            || ((since >= ENGINE_CHECKPOINT_INTERVAL || shared.defragment.is_running())
                 && shared.current.load().backend.wants_checkpoint(has_time));
         if !is_due {
             continue;
@@ -198,8 +198,8 @@ pub(crate) fn run_checkpoints(policy: CheckpointPolicy, stop: &Receiver<()>, sha
             }
             Err(error) => return shared.fail_with("checkpoint: ", &error),
         }
-        (last, last_end) = (Instant::now(), end);
-        pace.note(started, last);
+        pace.note(started, Instant::now());
+        last_end = end;
         if shared.defragment.is_running() {
             shared.defragment.wake();
         }

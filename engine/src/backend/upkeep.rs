@@ -36,10 +36,14 @@ impl CheckpointPace {
         self.took = now.saturating_duration_since(started);
     }
 
+    /// How long ago the last one ended.
+    pub fn since(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.ended)
+    }
+
     /// Whether the last one was long ago for what it took.
     pub fn has_time(&self, now: Instant) -> bool {
-        let pause = CHECKPOINT_PAUSE.max(self.took * CHECKPOINT_PART);
-        now.saturating_duration_since(self.ended) >= pause
+        self.since(now) >= CHECKPOINT_PAUSE.max(self.took * CHECKPOINT_PART)
     }
 }
 
