@@ -131,8 +131,14 @@ pub(crate) struct LoadShape {
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
     /// Do not write every key before the first operation that reads.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "prefill")]
     pub(crate) no_prefill: bool,
+    /// Write every key before the first operation, also if that only writes.
+    #[arg(long)]
+    pub(crate) prefill: bool,
+    /// While an operation is measured, compact up to the current revision this often.
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) compact_every: Option<Duration>,
     /// Do not read everything back at the end.
     #[arg(long)]
     pub(crate) no_verify: bool,
@@ -164,6 +170,9 @@ impl LoadShape {
         }
         if self.duration.is_zero() {
             return Err("--duration must not be zero".into());
+        }
+        if self.compact_every.is_some_and(|every| every.is_zero()) {
+            return Err("--compact-every must not be zero".into());
         }
         Ok(())
     }

@@ -101,6 +101,8 @@ pub(crate) fn parameters(shape: &LoadShape) -> Value {
         "to": format!("{:?}", shape.to).to_lowercase(),
         "seed": shape.seed,
         "prefill": !shape.no_prefill,
+        "prefill_before_puts": shape.prefill,
+        "compact_every_seconds": shape.compact_every.map(|every| every.as_secs_f64()),
     })
 }
 
@@ -127,8 +129,11 @@ pub(crate) fn print_machine(machine: &Machine, shape: &LoadShape) {
         machine.file_system,
         commit()
     );
+    let compaction = shape.compact_every.map_or_else(String::new, |every| {
+        format!(", a compaction each {:.1} s", every.as_secs_f64())
+    });
     println!(
-        "{} clients on {} connections, {}-byte values, {} keys, {:.1} s after {:.1} s of warm-up",
+        "{} clients on {} connections, {}-byte values, {} keys, {:.1} s after {:.1} s of warm-up{compaction}",
         shape.clients,
         shape.conns,
         shape.value_size,

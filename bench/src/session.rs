@@ -1,5 +1,6 @@
 //! A measurement from start to end: cluster, prefill, phases, verification.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -87,7 +88,7 @@ impl Session {
 
     /// Measures one operation.
     pub(crate) async fn measure(&mut self, op: OpMix, shape: &LoadShape) -> Result<Counts> {
-        if op.reads() && !shape.no_prefill {
+        if shape.prefill || op.reads() && !shape.no_prefill {
             self.fill(shape).await?;
         }
         let total = Total::Time(shape.warmup + shape.duration);
@@ -144,6 +145,14 @@ impl Session {
         let mut tick = tokio::time::interval(progress::interval());
         tick.tick().await;
         let mut load = std::pin::pin!(run_phase(&phase, &mut self.memory, &control));
+        let mut compaction = std::pin::pin!(keep_compacting(
+            self.target,
+            &self.members[0],
+            phase
+                .shape
+                .compact_every
+                .filter(|_| phase.work != Work::Fill),
+        ));
         let mut interrupt = std::pin::pin!(interrupted());
         let mut stopping = false;
         loop {
@@ -152,11 +161,34 @@ impl Session {
                     return if stopping { Err(BenchError::Interrupted) } else { counts };
                 }
                 _ = tick.tick() => progress.show(&control),
+                Err(error) = &mut compaction, if !stopping => return Err(error),
                 () = &mut interrupt, if !stopping => {
                     control.stop();
                     stopping = true;
                 }
             }
+        }
+    }
+}
+
+/// Compacts a cluster up to its revision of the moment, again and again.
+async fn keep_compacting(
+    target: TargetKind,
+    member: &str,
+    every: Option<Duration>,
+) -> Result<Infallible> {
+    let Some(every) = every else {
+        return std::future::pending().await;
+    };
+    let mut admin = Admin::connect(target, member).await?;
+    let mut compacted = 0;
+    loop {
+        tokio::time::sleep(every).await;
+        let revision = admin.range(b"compact", b"", 1).await?.revision;
+        // Where nothing was written since, it would be an error.
+        if revision > compacted {
+            admin.compact(revision).await?;
+            compacted = revision;
         }
     }
 }

@@ -25,6 +25,7 @@ use crate::load::slots::{Op, OpKind, Reply, Slot, Worker};
 
 const PUT: &str = "/etcdserverpb.KV/Put";
 const RANGE: &str = "/etcdserverpb.KV/Range";
+const COMPACT: &str = "/etcdserverpb.KV/Compact";
 const STATUS: &str = "/etcdserverpb.Maintenance/Status";
 const LEASE_GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
 const LEASE_REVOKE: &str = "/etcdserverpb.Lease/LeaseRevoke";
@@ -180,6 +181,14 @@ impl Link {
         Ok(answer
             .header
             .is_some_and(|header| header.member_id == answer.leader))
+    }
+
+    /// Compacts up to `revision`.
+    pub(crate) async fn compact(&mut self, revision: i64) -> Result<(), String> {
+        let request = self.request(COMPACT)?;
+        self.call(&request, messages::number_request(revision))
+            .await?;
+        Ok(())
     }
 
     /// Grants a lease and revokes it.

@@ -122,7 +122,7 @@ pub(crate) fn range_request(key: &[u8], end: &[u8], limit: i64, serializable: bo
 }
 
 /// A framed message whose first field is `number`: `LeaseGrantRequest` with a TTL
-/// in seconds, `LeaseRevokeRequest` with an id.
+/// in seconds, `LeaseRevokeRequest` with an id, `CompactionRequest` with a revision.
 pub(crate) fn number_request(number: i64) -> Bytes {
     let mut out = start_message(1 + encoded_len_varint(number as u64));
     encode_key(1, WireType::Varint, &mut out);

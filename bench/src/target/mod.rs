@@ -109,6 +109,16 @@ impl Admin {
         answer.map_err(|what| BenchError::target(&self.endpoint, what))
     }
 
+    /// Compacts up to `revision`.
+    pub(crate) async fn compact(&mut self, revision: i64) -> Result<()> {
+        let answer = match &mut self.link {
+            Link::Varve(link) => link.compact(revision).await,
+            #[cfg(feature = "etcd")]
+            Link::Etcd(link) => link.compact(revision).await,
+        };
+        answer.map_err(|what| BenchError::target(&self.endpoint, what))
+    }
+
     /// Does what the target needs to get over a burst of writes; no key is touched.
     pub(crate) async fn settle(&mut self) -> Result<()> {
         match &mut self.link {

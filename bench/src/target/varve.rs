@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use varve_client::RawConnection;
 use varve_protocol::{Flags, Frame, Request, StatusResponse, WireError, decode_reply, opcode};
-use varve_types::{DecodeError, KeyValue, RangeRequest, RangeResponse, Reader, ResponseHeader};
+use varve_types::{
+    CompactionRequest, DecodeError, KeyValue, RangeRequest, RangeResponse, Reader, ResponseHeader,
+};
 
 use super::{Page, authority};
 use crate::load::BACK_OFF;
@@ -120,6 +122,15 @@ impl Link {
         })
         .await?;
         Ok(leads)
+    }
+
+    /// Compacts up to `revision`.
+    pub(crate) async fn compact(&mut self, revision: i64) -> Result<(), String> {
+        let request = Request::Compaction(CompactionRequest {
+            revision,
+            physical: false,
+        });
+        self.ask(&request, |_| Ok(())).await
     }
 
     /// Sends one request and hands each frame of the answer to `take`.

@@ -11,7 +11,7 @@
 use super::meta::Meta;
 use super::page::PAGE_BYTES;
 use super::pager::{Pager, View, disk_error};
-use super::space::Extent;
+use super::space::{Extent, NewPages, STRETCH_PAGES};
 use super::store::{Keeper, Shared};
 use crate::backend::{Applied, Result};
 
@@ -22,7 +22,7 @@ pub(super) fn checkpoint(shared: &Shared) -> Result<Applied> {
 
     // The state, its pages and those of them that lack a checksum are taken at
     // one moment: publishing holds the same lock.
-    let (pin, live, unsealed) = {
+    let (pin, live, new_pages) = {
         let mut space = shared.space();
         let pin = shared.readers().pin();
         if pin.state().number == keeper.meta.state.number {
@@ -31,7 +31,7 @@ pub(super) fn checkpoint(shared: &Shared) -> Result<Applied> {
             cut(shared)?;
             return Ok(keeper.meta.state.applied);
         }
-        (pin, space.live(), space.take_unsealed())
+        (pin, space.live(), space.take_new_pages())
     };
     let state = *pin.state();
     let is_cold = shared.is_cold();
@@ -41,7 +41,7 @@ pub(super) fn checkpoint(shared: &Shared) -> Result<Applied> {
 
     let pager = shared.pager();
     let view = pager.pinned(&pin);
-    seal(pager, view, &unsealed, is_cold).map_err(|error| shared.latch(error))?;
+    seal(pager, view, &new_pages.unsealed, is_cold).map_err(|error| shared.latch(error))?;
 
     // The file's end is what it is now, before the sync that makes it durable.
     let (free_map, end) = {
@@ -57,7 +57,7 @@ pub(super) fn checkpoint(shared: &Shared) -> Result<Applied> {
         directory: free_map.directory.first().copied().unwrap_or(0),
     };
     free_map.write(pager, state.number, &keeper.free_map);
-    if let Err(error) = make_durable(shared, &meta, &unsealed) {
+    if let Err(error) = make_durable(shared, &meta, &new_pages) {
         // The file may refer to these pages already. Nobody takes them: a batch
         // looks at the latch whenever it takes pages.
         give(shared, &free_map.replaced_by(&keeper.free_map));
@@ -80,7 +80,7 @@ fn seal(pager: &Pager, view: View<'_>, unsealed: &[u64], is_cold: bool) -> Resul
     const WINDOW_WORDS: usize = 16; // 1024 pages, 4 MiB
     for (window, words) in unsealed.chunks(WINDOW_WORDS).enumerate() {
         let first = (window * WINDOW_WORDS * 64) as u64;
-        let pages = || pages_of(words).map(|page| first + page);
+        let pages = || bits_of(words).map(|page| first + page);
         if is_cold {
             let absent = pages().filter(|page| !view.is_resident(*page));
             absent.for_each(|page| view.will_need(page));
@@ -110,24 +110,21 @@ fn cut(shared: &Shared) -> Result<()> {
     Ok(())
 }
 
-/// Has the pages written back window by window, so that the log's writes wait
-/// behind one window at most, and the sync that follows finds little to do.
-fn write_back(shared: &Shared, unsealed: &[u64]) -> Result<()> {
-    const WINDOW_WORDS: usize = 4; // 256 pages, 1 MiB
-    const WINDOW_BYTES: u64 = (WINDOW_WORDS * 64 * PAGE_BYTES) as u64;
-    for (window, words) in unsealed.chunks(WINDOW_WORDS).enumerate() {
-        if words.iter().any(|word| *word != 0) {
-            shared
-                .pager()
-                .write_back(window as u64 * WINDOW_BYTES, WINDOW_BYTES)?;
-        }
+/// Has the pages written back a stretch at a time, so that the log's writes wait
+/// behind one stretch at most, and the sync that follows finds little to do.
+fn write_back(shared: &Shared, new_pages: &NewPages) -> Result<()> {
+    const STRETCH_BYTES: u64 = STRETCH_PAGES * PAGE_BYTES as u64;
+    for stretch in bits_of(&new_pages.stretches) {
+        shared
+            .pager()
+            .write_back(stretch * STRETCH_BYTES, STRETCH_BYTES)?;
     }
     Ok(())
 }
 
-/// Syncs what `meta` leads to, of which `pages` are new, and then `meta`.
-fn make_durable(shared: &Shared, meta: &Meta, pages: &[u64]) -> Result<()> {
-    write_back(shared, pages).map_err(|error| shared.latch(error))?;
+/// Syncs what `meta` leads to, `new_pages` among it, and then `meta`.
+fn make_durable(shared: &Shared, meta: &Meta, new_pages: &NewPages) -> Result<()> {
+    write_back(shared, new_pages).map_err(|error| shared.latch(error))?;
     sync(shared)?;
     let offset = meta.page() * PAGE_BYTES as u64;
     let written = shared.pager().file().write_at(&meta.encode(), offset);
@@ -147,8 +144,8 @@ fn sync(shared: &Shared) -> Result<()> {
     synced.map_err(|error| shared.latch(error))
 }
 
-/// The pages whose bits are set.
-fn pages_of(words: &[u64]) -> impl Iterator<Item = u64> {
+/// The numbers of the bits that are set.
+fn bits_of(words: &[u64]) -> impl Iterator<Item = u64> {
     words.iter().enumerate().flat_map(|(index, word)| {
         let base = index as u64 * 64;
         (0..64)

@@ -300,6 +300,18 @@ impl Page {
     }
 }
 
+/// The header of the overflow run at `number` that holds `value`.
+pub(super) fn run_head(birth: u64, number: u64, value: &[u8]) -> [u8; HEADER_BYTES] {
+    let mut page = Page::zeroed();
+    page.identify(birth, number);
+    page.format_run(value.len() as u32);
+    let mut head = [0; HEADER_BYTES];
+    head[CRC_BYTES..].copy_from_slice(page.span(CRC_BYTES..HEADER_BYTES));
+    let crc = crc32c::crc32c_append(page.header_checksum(), value);
+    head[..CRC_BYTES].copy_from_slice(&crc.to_le_bytes());
+    head
+}
+
 /// The checksum of a page or of an overflow run.
 pub(super) fn checksum(bytes: &[u8]) -> u32 {
     crc32c::crc32c(&bytes[CRC_BYTES..])

@@ -199,19 +199,34 @@ impl Pager {
         self.adopt(token, to).copy_content(from);
     }
 
-    /// Makes the run of pages at `number`, which were free, hold `value`.
-    pub(super) fn write_run(&self, token: &mut BatchToken, number: u64, value: &[u8]) {
+    /// Makes the run of pages at `number`, which were free, hold `value`, with its
+    /// checksum: no checkpoint need look at it again. Written as part of a file and
+    /// in whole pages: through the map each page would be a fault of its own, for
+    /// which the kernel reads or clears it first.
+    pub(super) fn write_run(&self, token: &BatchToken, number: u64, value: &[u8]) -> Result<()> {
         let pages = run_pages(value.len());
         assert!(
             number + pages <= self.end(),
             "run {number} ends beyond the file"
         );
-        self.adopt(token, number).format_run(value.len() as u32);
-        // SAFETY: the run's pages are inside the file and nobody's but the token's.
-        unsafe {
-            let start = self.address(number).cast::<u8>().add(HEADER_BYTES);
-            std::ptr::copy_nonoverlapping(value.as_ptr(), start, value.len());
+        let head = page::run_head(token.birth, number, value);
+        let mut part = Vec::with_capacity(RUN_PART_BYTES.min(pages as usize * PAGE_BYTES));
+        part.extend_from_slice(&head);
+        let (mut rest, mut offset) = (value, number * PAGE_BYTES as u64);
+        loop {
+            let taken = rest.len().min(RUN_PART_BYTES - part.len());
+            part.extend_from_slice(&rest[..taken]);
+            rest = &rest[taken..];
+            part.resize(part.len().next_multiple_of(PAGE_BYTES), 0);
+            self.file.write_at(&part, offset).map_err(disk_error)?;
+            if rest.is_empty() {
+                break;
+            }
+            offset += part.len() as u64;
+            part.clear();
         }
+        self.set_verified(number);
+        Ok(())
     }
 
     /// Has a page in memory that is about to be written to, and whose content
@@ -289,15 +304,15 @@ impl Pager {
         page::decode(bytes, number)
     }
 
-    /// Fills in the checksum of a page, or of the run that it starts.
+    /// Fills in the checksum of a new page, if it has none: a run is made with it.
     pub(super) fn seal(&self, view: View<'_>, number: u64) -> Result<()> {
-        let page = view.page_or_run(number)?;
-        let run = page.kind() == Some(Kind::Overflow);
-        page.seal(if run {
-            view.checksum_of_run(number, page)
-        } else {
-            page.checksum()
-        });
+        if !self.is_verified(number) {
+            return Err(self.damaged(number, "is new, but was never made"));
+        }
+        let page = view.page(number)?;
+        if page.kind() != Some(Kind::Overflow) {
+            page.seal(page.checksum());
+        }
         Ok(())
     }
 
@@ -317,6 +332,9 @@ impl Pager {
         &self.damage
     }
 }
+
+/// Bytes of a run that are written at a time.
+const RUN_PART_BYTES: usize = 1 << 18;
 
 /// Pages of a run that holds a value of `length` bytes.
 pub(super) fn run_pages(length: usize) -> u64 {
@@ -378,15 +396,6 @@ impl<'v> View<'v> {
     pub(super) fn run(&self, number: u64) -> Result<&'v Page> {
         if !self.pager.is_verified(number) {
             self.pager.verify(number, true)?;
-        }
-        // SAFETY: as in `page`.
-        Ok(unsafe { &*self.pager.address(number) })
-    }
-
-    /// A page that this process made, of whatever kind.
-    fn page_or_run(&self, number: u64) -> Result<&'v Page> {
-        if !self.pager.is_verified(number) {
-            return Err(self.pager.damaged(number, "is new, but was never made"));
         }
         // SAFETY: as in `page`.
         Ok(unsafe { &*self.pager.address(number) })

@@ -195,7 +195,7 @@ impl<'b> Pages<'b> {
             self.shared.check_latch()?;
             space.take_for_batch(pager, pages)?
         };
-        pager.write_run(&mut self.token, extent.page, value);
+        pager.write_run(&self.token, extent.page, value)?;
         Ok(OverflowRef {
             page: extent.page,
             length: value.len() as u32,
@@ -233,7 +233,7 @@ impl<'b> Pages<'b> {
         };
         let pager = self.pager();
         let value = pager.working(&self.token).run_value(old)?.to_vec();
-        pager.write_run(&mut self.token, new.page, &value);
+        pager.write_run(&self.token, new.page, &value)?;
         self.free_run(old)?;
         Ok(Some(OverflowRef {
             page: new.page,

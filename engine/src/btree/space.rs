@@ -78,16 +78,47 @@ pub(super) struct Space {
     /// Pages of the newest published state. Shared with checkpoints, and copied
     /// a chunk at a time when a batch changes them meanwhile.
     live: Vec<Arc<ChunkWords>>,
-    /// Live pages that have no checksum yet; of a run its first page.
-    unsealed: Vec<u64>,
-    /// Pages that batches took since the last checkpoint began.
-    dirty_pages: u64,
+    /// What batches made since the last checkpoint began.
+    new_pages: NewPages,
     /// Taken by the open batch.
     taken: Vec<Extent>,
     /// Freed, but perhaps still needed.
     limbo: Limbo,
     use_of_free: UseOfFree,
     vacuum: Option<Vacuum>,
+}
+
+/// What a checkpoint has to write.
+#[derive(Debug, Clone, Default)]
+pub(super) struct NewPages {
+    /// Live pages that may have no checksum yet, a bit each: all but runs of several.
+    pub(super) unsealed: Vec<u64>,
+    /// Stretches of [`STRETCH_PAGES`] that have new pages, a bit each.
+    pub(super) stretches: Vec<u64>,
+    count: u64,
+}
+
+/// Pages that are written back at a time: 1 MiB.
+pub(super) const STRETCH_PAGES: u64 = 256;
+
+impl NewPages {
+    /// Room for the pages of `chunks` chunks.
+    fn cover(&mut self, chunks: usize) {
+        self.unsealed.resize(chunks * CHUNK_WORDS, 0);
+        let stretches = (chunks as u64 * CHUNK_PAGES).div_ceil(STRETCH_PAGES);
+        self.stretches.resize(stretches.div_ceil(64) as usize, 0);
+    }
+
+    fn add(&mut self, extent: Extent) {
+        self.count += extent.pages;
+        if extent.pages == 1 {
+            set(&mut self.unsealed, extent.page);
+        }
+        let last = extent.page + extent.pages - 1;
+        for stretch in extent.page / STRETCH_PAGES..=last / STRETCH_PAGES {
+            set(&mut self.stretches, stretch);
+        }
+    }
 }
 
 /// Which free pages are spare: a batch copies the pages that it changes, so a
@@ -141,7 +172,7 @@ impl Space {
             let empty = Arc::new([0; CHUNK_WORDS]);
             self.live.resize(chunks, empty);
         }
-        self.unsealed.resize(self.live.len() * CHUNK_WORDS, 0);
+        self.new_pages.cover(self.live.len());
     }
 
     /// Takes `pages` pages in a row, growing the file if there are none.
@@ -203,8 +234,7 @@ impl Space {
     pub(super) fn publish(&mut self, number: u64, leftovers: Leftovers) {
         for extent in std::mem::take(&mut self.taken) {
             self.set_live(extent, true);
-            self.dirty_pages += extent.pages;
-            self.unsealed[(extent.page / 64) as usize] |= 1 << (extent.page % 64);
+            self.new_pages.add(extent);
         }
         for extent in leftovers.unused {
             self.set_live(extent, false);
@@ -226,7 +256,7 @@ impl Space {
             } else {
                 chunk[word] &= !bit;
                 // Else a later run over this page would get a checksum inside.
-                self.unsealed[(page / 64) as usize] &= !bit;
+                self.new_pages.unsealed[(page / 64) as usize] &= !bit;
             }
         }
     }
@@ -313,7 +343,7 @@ impl Space {
     /// Where not all is in memory, new pages take room from what is read, and the
     /// kernel is slow to take back what is mapped and dirty: they are written soon.
     pub(super) fn wants_checkpoint(&self, has_time: bool, is_cold: bool) -> bool {
-        if is_cold && self.dirty_pages > MOST_DIRTY_COLD_PAGES {
+        if is_cold && self.new_pages.count > MOST_DIRTY_COLD_PAGES {
             return true;
         }
         let waiting = self.limbo.checkpointed_pages();
@@ -372,12 +402,12 @@ impl Space {
         self.live.clone()
     }
 
-    /// The pages of the newest published state that need a checksum, for a
-    /// checkpoint of it, which from now on sees to that.
-    pub(super) fn take_unsealed(&mut self) -> Vec<u64> {
-        self.dirty_pages = 0;
-        let empty = vec![0; self.unsealed.len()];
-        std::mem::replace(&mut self.unsealed, empty)
+    /// The new pages of the newest published state, for a checkpoint of it, which
+    /// from now on sees to their checksums.
+    pub(super) fn take_new_pages(&mut self) -> NewPages {
+        let mut none = NewPages::default();
+        none.cover(self.live.len());
+        std::mem::replace(&mut self.new_pages, none)
     }
 
     pub(super) fn is_live(&self, page: u64) -> bool {
@@ -407,6 +437,10 @@ impl Space {
     pub(super) fn in_between(&self) -> impl Iterator<Item = Extent> {
         self.taken.iter().copied().chain(self.limbo.extents())
     }
+}
+
+fn set(words: &mut [u64], bit: u64) {
+    words[(bit / 64) as usize] |= 1 << (bit % 64);
 }
 
 /// Whether a chunk has the bit of a page.

@@ -18,11 +18,8 @@ use super::segment::{HEADER_BYTES, segment_path, spare_path};
 use super::{Lsn, Result, WalConfig, WalError, WalStats};
 use crate::disk::{AlignedBuf, BLOCK_BYTES, Disk, DiskError, File, OpenMode};
 
-/// Bytes written at a time when filling with zeroes.
-const FILL_BYTES: usize = 1 << 20;
-
-/// Bytes after which filling waits for the disk, so that a group commit beside it
-/// does not queue behind all of it.
+/// Bytes written at a time when filling with zeroes, each durable before the next,
+/// so that a group commit beside them does not queue behind all of them.
 const FILL_STEP_BYTES: u64 = 4 << 20;
 
 /// A segment ready to get its header.
@@ -141,19 +138,16 @@ fn fill(file: &dyn File, bytes: u64, stop: &AtomicBool) -> Result<u64> {
     if length >= bytes {
         return Ok(length);
     }
-    let zeroes = AlignedBuf::zeroed(FILL_BYTES.min((bytes - length) as usize));
+    let zeroes = AlignedBuf::zeroed(FILL_STEP_BYTES.min(bytes - length) as usize);
     while length < bytes {
         if stop.load(Ordering::Relaxed) {
             return Err(WalError::Closed);
         }
-        let step_end = bytes.min(length + FILL_STEP_BYTES);
-        file.allocate(length, step_end - length)?;
-        while length < step_end {
-            let count = (step_end - length).min(zeroes.len() as u64);
-            file.write_at(&zeroes[..count as usize], length)?;
-            length += count;
-        }
-        file.sync()?;
+        let step = FILL_STEP_BYTES.min(bytes - length);
+        file.allocate(length, step)?;
+        // Past the page cache, where the zeroes would take memory and serve nobody.
+        file.write_durable(&zeroes[..step as usize], length)?;
+        length += step;
     }
     Ok(bytes)
 }
