@@ -5,7 +5,9 @@
 //!   new meta page is durable: the state's pages are new ones, the free map
 //!   goes to pages that were free, and the meta page takes the place of the one
 //!   before the last.
-//! - The meta page is written only after everything that it leads to is synced.
+//! - The meta page is written only after everything that it leads to is synced:
+//!   what is new since the last checkpoint, and nothing but that, is written back
+//!   and synced. What was not written for want of space is the next one's.
 //! - An error on write or sync latches: the same data is never synced again.
 
 use super::meta::Meta;
@@ -22,7 +24,7 @@ pub(super) fn checkpoint(shared: &Shared) -> Result<Applied> {
 
     // The state, its pages and those of them that lack a checksum are taken at
     // one moment: publishing holds the same lock.
-    let (pin, live, new_pages) = {
+    let (pin, live, mut new_pages) = {
         let mut space = shared.space();
         let pin = shared.readers().pin();
         if pin.state().number == keeper.meta.state.number {
@@ -46,9 +48,13 @@ pub(super) fn checkpoint(shared: &Shared) -> Result<Applied> {
     // The file's end is what it is now, before the sync that makes it durable.
     let (free_map, end) = {
         let mut space = shared.space();
-        let plan = keeper.free_map.plan(pager, &mut space, live);
-        let plan = plan.map_err(|error| shared.latch_unless_full(error))?;
-        (plan, pager.end())
+        match keeper.free_map.plan(pager, &mut space, live) {
+            Ok(plan) => (plan, pager.end()),
+            Err(error) => {
+                space.add_unwritten(&new_pages);
+                return Err(shared.latch_unless_full(error));
+            }
+        }
     };
     let meta = Meta {
         sequence: keeper.meta.sequence + 1,
@@ -57,10 +63,14 @@ pub(super) fn checkpoint(shared: &Shared) -> Result<Applied> {
         directory: free_map.directory.first().copied().unwrap_or(0),
     };
     free_map.write(pager, state.number, &keeper.free_map);
+    let map_pages = free_map.replaced_by(&keeper.free_map);
+    for page in &map_pages {
+        new_pages.add_unwritten(Extent::one(*page));
+    }
     if let Err(error) = make_durable(shared, &meta, &new_pages) {
         // The file may refer to these pages already. Nobody takes them: a batch
         // looks at the latch whenever it takes pages.
-        give(shared, &free_map.replaced_by(&keeper.free_map));
+        give(shared, &map_pages);
         return Err(error);
     }
 
@@ -112,24 +122,24 @@ fn cut(shared: &Shared) -> Result<()> {
 
 /// Has the pages written back a stretch at a time, so that the log's writes wait
 /// behind one stretch at most, and the sync that follows finds little to do.
-fn write_back(shared: &Shared, new_pages: &NewPages) -> Result<()> {
-    const STRETCH_BYTES: u64 = STRETCH_PAGES * PAGE_BYTES as u64;
-    for stretch in bits_of(&new_pages.stretches) {
-        shared
-            .pager()
-            .write_back(stretch * STRETCH_BYTES, STRETCH_BYTES)?;
-    }
-    Ok(())
+fn write_back(pager: &Pager, new_pages: &NewPages) -> Result<()> {
+    bits_of(&new_pages.stretches)
+        .try_for_each(|stretch| pager.write_back(stretch * STRETCH_PAGES, STRETCH_PAGES))
 }
 
 /// Syncs what `meta` leads to, `new_pages` among it, and then `meta`.
 fn make_durable(shared: &Shared, meta: &Meta, new_pages: &NewPages) -> Result<()> {
-    write_back(shared, new_pages).map_err(|error| shared.latch(error))?;
-    sync(shared)?;
-    let offset = meta.page() * PAGE_BYTES as u64;
-    let written = shared.pager().file().write_at(&meta.encode(), offset);
-    written.map_err(|error| shared.latch(disk_error(error)))?;
-    sync(shared)
+    let pager = shared.pager();
+    let write = || {
+        write_back(pager, new_pages)?;
+        pager.sync_written_back()?;
+        let offset = meta.page() * PAGE_BYTES as u64;
+        let written = pager.file().write_at(&meta.encode(), offset);
+        written.map_err(disk_error)?;
+        pager.write_back(meta.page(), 1)?;
+        pager.sync_written_back()
+    };
+    write().map_err(|error| shared.latch(error))
 }
 
 fn give(shared: &Shared, pages: &[u64]) {
@@ -137,11 +147,6 @@ fn give(shared: &Shared, pages: &[u64]) {
     for page in pages {
         space.give(Extent::one(*page));
     }
-}
-
-fn sync(shared: &Shared) -> Result<()> {
-    let synced = shared.pager().sync();
-    synced.map_err(|error| shared.latch(error))
 }
 
 /// The numbers of the bits that are set.

@@ -138,19 +138,23 @@ impl Pager {
             .map_err(disk_error)
     }
 
-    /// Has a range of bytes written back: see [`File::write_back`].
-    pub(super) fn write_back(&self, offset: u64, length: u64) -> Result<()> {
-        let length = length.min(self.end() * PAGE_BYTES as u64 - offset);
+    /// Has the pages `first..first + pages` written back, but for those beyond the
+    /// file: see [`File::write_back`].
+    pub(super) fn write_back(&self, first: u64, pages: u64) -> Result<()> {
+        let pages = pages.min(self.end().saturating_sub(first));
+        if pages == 0 {
+            return Ok(());
+        }
+        let (offset, length) = (first * PAGE_BYTES as u64, pages * PAGE_BYTES as u64);
         self.map
             .unmap_for_write_back(offset as usize, length as usize);
         self.file.write_back(offset, length).map_err(disk_error)
     }
 
-    /// Makes everything durable that was written so far.
-    pub(super) fn sync(&self) -> Result<()> {
-        let length = self.end() as usize * PAGE_BYTES;
-        self.map.unmap_for_write_back(0, length);
-        self.file.sync().map_err(disk_error)
+    /// Makes everything durable that was written back so far.
+    pub(super) fn sync_written_back(&self) -> Result<()> {
+        let synced = self.file.sync_written_back(&self.map);
+        synced.map_err(disk_error)
     }
 
     /// Sight of the state that `pin` holds.

@@ -93,7 +93,8 @@ pub(super) struct Space {
 pub(super) struct NewPages {
     /// Live pages that may have no checksum yet, a bit each: all but runs of several.
     pub(super) unsealed: Vec<u64>,
-    /// Stretches of [`STRETCH_PAGES`] that have new pages, a bit each.
+    /// Stretches of [`STRETCH_PAGES`] that have new pages, a bit each; none beyond
+    /// the last such.
     pub(super) stretches: Vec<u64>,
     count: u64,
 }
@@ -102,20 +103,20 @@ pub(super) struct NewPages {
 pub(super) const STRETCH_PAGES: u64 = 256;
 
 impl NewPages {
-    /// Room for the pages of `chunks` chunks.
-    fn cover(&mut self, chunks: usize) {
-        self.unsealed.resize(chunks * CHUNK_WORDS, 0);
-        let stretches = (chunks as u64 * CHUNK_PAGES).div_ceil(STRETCH_PAGES);
-        self.stretches.resize(stretches.div_ceil(64) as usize, 0);
-    }
-
     fn add(&mut self, extent: Extent) {
         self.count += extent.pages;
         if extent.pages == 1 {
             set(&mut self.unsealed, extent.page);
         }
+        self.add_unwritten(extent);
+    }
+
+    /// Adds pages that have their checksums.
+    pub(super) fn add_unwritten(&mut self, extent: Extent) {
         let last = extent.page + extent.pages - 1;
         for stretch in extent.page / STRETCH_PAGES..=last / STRETCH_PAGES {
+            let words = (stretch / 64) as usize + 1;
+            self.stretches.resize(words.max(self.stretches.len()), 0);
             set(&mut self.stretches, stretch);
         }
     }
@@ -172,7 +173,8 @@ impl Space {
             let empty = Arc::new([0; CHUNK_WORDS]);
             self.live.resize(chunks, empty);
         }
-        self.new_pages.cover(self.live.len());
+        let words = self.live.len() * CHUNK_WORDS;
+        self.new_pages.unsealed.resize(words, 0);
     }
 
     /// Takes `pages` pages in a row, growing the file if there are none.
@@ -405,9 +407,22 @@ impl Space {
     /// The new pages of the newest published state, for a checkpoint of it, which
     /// from now on sees to their checksums.
     pub(super) fn take_new_pages(&mut self) -> NewPages {
-        let mut none = NewPages::default();
-        none.cover(self.live.len());
+        let none = NewPages {
+            unsealed: vec![0; self.new_pages.unsealed.len()],
+            ..NewPages::default()
+        };
         std::mem::replace(&mut self.new_pages, none)
+    }
+
+    /// Takes back the new pages that a checkpoint filled in the checksums of, and
+    /// could not write.
+    pub(super) fn add_unwritten(&mut self, new_pages: &NewPages) {
+        let words = &mut self.new_pages.stretches;
+        words.resize(words.len().max(new_pages.stretches.len()), 0);
+        for (word, more) in words.iter_mut().zip(&new_pages.stretches) {
+            *word |= more;
+        }
+        self.new_pages.count += new_pages.count;
     }
 
     pub(super) fn is_live(&self, page: u64) -> bool {

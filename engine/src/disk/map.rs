@@ -132,6 +132,17 @@ impl Map {
         self.advise(offset, length, libc::MADV_DONTNEED);
     }
 
+    /// Syncs the file's first [`super::BLOCK_BYTES`], the file's metadata, and what
+    /// the disk holds in its cache (msync with MS_SYNC is an fdatasync of a range).
+    pub(super) fn sync_first_block(&self) -> io::Result<()> {
+        self.check(0, super::BLOCK_BYTES);
+        // SAFETY: within the reservation (checked); changes no byte.
+        match unsafe { libc::msync(self.base().cast(), super::BLOCK_BYTES, libc::MS_SYNC) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     /// Says that pages are used in no order: one that is not in memory is read
     /// alone. The kernel would else read its neighbours too (`read_ahead_kb` of
     /// the disk, 8 MiB on some), and with less memory than data push out what

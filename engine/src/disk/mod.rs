@@ -132,13 +132,20 @@ pub trait File: Send + Sync + std::fmt::Debug {
     /// must stop trusting the file.
     fn sync(&self) -> Result<()>;
 
-    /// Has the range written back, and waits for that: neither durable (no
-    /// metadata, no cache flush) nor needed for [`File::sync`] to be right. It
-    /// keeps a large sync from filling the disk's queue in one go, where the
-    /// log's writes would wait behind it. After an error the same holds as for
-    /// [`File::sync`].
+    /// Has what the range holds now handed to the disk, and waits for that: not
+    /// durable yet (no metadata, no flush of the disk's cache). It keeps a large
+    /// sync from filling the disk's queue in one go, where the log's writes would
+    /// wait behind it. After an error the same holds as for [`File::sync`].
     fn write_back(&self, _offset: u64, _length: u64) -> Result<()> {
         Ok(())
+    }
+
+    /// Makes durable what [`File::write_back`] handed to the disk, and the length
+    /// with it, by way of a map of the file. A [`File::sync`] would also write what
+    /// others have changed since, and make each of these pages fault again.
+    /// After an error the same holds as for [`File::sync`].
+    fn sync_written_back(&self, _map: &Map) -> Result<()> {
+        self.sync()
     }
 
     /// Writes all of `buf` at `offset` and makes *these* bytes durable in one

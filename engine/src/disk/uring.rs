@@ -159,6 +159,10 @@ impl File for UringFile {
         self.file.write_back(offset, length)
     }
 
+    fn sync_written_back(&self, map: &Map) -> Result<()> {
+        self.file.sync_written_back(map)
+    }
+
     fn write_durable(&self, buf: &[u8], offset: u64) -> Result<()> {
         // A panic while the lock was held left no submission behind: `write`
         // reaps what it submits before it returns, and does not panic.

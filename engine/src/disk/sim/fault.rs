@@ -11,7 +11,7 @@ pub enum FaultOn {
     /// Writes, and the write of a durable write. The first half of the bytes gets
     /// written all the same.
     Write,
-    /// Syncs, and the sync of a durable write. What was written before stays
+    /// Syncs, writing back, and the sync of a durable write. What was written before stays
     /// unsynced for ever, as after a failed fsync on Linux: a later sync that
     /// succeeds does not make it durable.
     Sync,

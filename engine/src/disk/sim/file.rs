@@ -71,6 +71,23 @@ impl File for SimFile {
             .map_err(self.fail("sync", 0))
     }
 
+    fn write_back(&self, offset: u64, length: u64) -> Result<()> {
+        let mut state = self.disk.lock();
+        let range = offset..offset.saturating_add(length);
+        let inode = self.inode;
+        state
+            .sync(inode, &self.path, Op::WriteBack { inode, range })
+            .map_err(self.fail("write back", offset))
+    }
+
+    fn sync_written_back(&self, _map: &Map) -> Result<()> {
+        let mut state = self.disk.lock();
+        let done = Op::Flush { inode: self.inode };
+        state
+            .sync(self.inode, &self.path, done)
+            .map_err(self.fail("sync", 0))
+    }
+
     fn write_durable(&self, buf: &[u8], offset: u64) -> Result<()> {
         let mut state = self.disk.lock();
         state

@@ -1,8 +1,9 @@
 //! What survives a power loss.
 //!
 //! # Invariants
-//! 1. The durable image of a file changes only by a sync, of the file or of a
-//!    range; the durable names only by the sync of their directory.
+//! 1. The durable image of a file changes only by a sync, of the file, of a range
+//!    or of what was written back; the durable names only by the sync of their
+//!    directory.
 //! 2. Pending changes are kept in order, and none of them overlaps bytes that
 //!    became durable later: a crash never brings back older bytes over newer
 //!    durable ones.
@@ -59,6 +60,15 @@ pub(super) enum Op {
         inode: Inode,
         range: Range<u64>,
     },
+    /// The range is handed to the disk, which may keep it in its cache.
+    WriteBack {
+        inode: Inode,
+        range: Range<u64>,
+    },
+    /// The disk's cache and the metadata become durable.
+    Flush {
+        inode: Inode,
+    },
     SyncFailed {
         inode: Inode,
     },
@@ -76,11 +86,19 @@ enum Pending {
     Write {
         offset: u64,
         data: Arc<[u8]>,
-        /// A sync failed after it: no later sync makes it durable.
-        poisoned: bool,
+        at: Whereabouts,
     },
     Truncate(u64),
     Grow(u64),
+}
+
+/// How far a write that is not durable has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whereabouts {
+    PageCache,
+    DiskCache,
+    /// A sync failed after it: no later sync makes it durable.
+    Poisoned,
 }
 
 /// One file on the platter.
@@ -142,7 +160,7 @@ impl Model {
             } => self.files[*inode].pending.push(Pending::Write {
                 offset: *offset,
                 data: data.clone(),
-                poisoned: false,
+                at: Whereabouts::PageCache,
             }),
             Op::Truncate { inode, length } => {
                 self.files[*inode].pending.push(Pending::Truncate(*length));
@@ -150,6 +168,8 @@ impl Model {
             Op::Grow { inode, length } => self.files[*inode].pending.push(Pending::Grow(*length)),
             Op::Sync { inode } => self.files[*inode].sync(0..u64::MAX),
             Op::SyncRange { inode, range } => self.files[*inode].sync(range.clone()),
+            Op::WriteBack { inode, range } => self.files[*inode].write_back(range),
+            Op::Flush { inode } => self.files[*inode].flush(),
             Op::SyncFailed { inode } => self.files[*inode].poison(),
             Op::Corrupt { inode, offset, xor } => self.files[*inode].corrupt(*offset, *xor),
             Op::Mark => {}
@@ -228,40 +248,63 @@ fn apply_name(names: &mut BTreeMap<PathBuf, Inode>, op: &Op) {
 impl Platter {
     /// Makes what is pending within `range` durable, and all changes of length.
     fn sync(&mut self, range: Range<u64>) {
+        self.split(&range);
+        self.make_durable(|written, _| range.start <= written.start && written.end <= range.end);
+    }
+
+    /// Hands what is pending within `range` to the disk.
+    fn write_back(&mut self, range: &Range<u64>) {
+        self.split(range);
+        for change in &mut self.pending {
+            if let Pending::Write { offset, data, at } = change
+                && *at == Whereabouts::PageCache
+                && range.start <= *offset
+                && *offset + data.len() as u64 <= range.end
+            {
+                *at = Whereabouts::DiskCache;
+            }
+        }
+    }
+
+    /// Makes durable what the disk has, and all changes of length.
+    fn flush(&mut self) {
+        self.make_durable(|_, at| at == Whereabouts::DiskCache);
+    }
+
+    /// Cuts pending writes in two where `range` begins and ends.
+    fn split(&mut self, range: &Range<u64>) {
+        for border in [range.start, range.end] {
+            for change in std::mem::take(&mut self.pending) {
+                match change {
+                    Pending::Write { offset, data, at }
+                        if offset < border && border < offset + data.len() as u64 =>
+                    {
+                        let (left, right) = data.split_at((border - offset) as usize);
+                        for (offset, data) in [(offset, left), (border, right)] {
+                            let data = data.into();
+                            self.pending.push(Pending::Write { offset, data, at });
+                        }
+                    }
+                    change => self.pending.push(change),
+                }
+            }
+        }
+    }
+
+    fn make_durable(&mut self, is_due: impl Fn(Range<u64>, Whereabouts) -> bool) {
         let pending = std::mem::take(&mut self.pending);
         let durable = Arc::make_mut(&mut self.durable);
         for change in pending {
             match change {
-                Pending::Write {
-                    offset,
-                    data,
-                    poisoned: false,
-                } => {
-                    let (start, end) = (offset, offset + data.len() as u64);
-                    let (from, to) = (start.max(range.start), end.min(range.end));
-                    if from >= to {
-                        self.pending.push(Pending::Write {
-                            offset,
-                            data,
-                            poisoned: false,
-                        });
-                        continue;
-                    }
-                    let inside = &data[(from - start) as usize..(to - start) as usize];
-                    write(durable, from, inside);
-                    clip(&mut self.pending, from..to);
-                    for (left, right) in [(start, from), (to, end)] {
-                        if left < right {
-                            self.pending.push(Pending::Write {
-                                offset: left,
-                                data: data[(left - start) as usize..(right - start) as usize]
-                                    .into(),
-                                poisoned: false,
-                            });
-                        }
+                Pending::Write { offset, data, at } => {
+                    let written = offset..offset + data.len() as u64;
+                    if at != Whereabouts::Poisoned && is_due(written.clone(), at) {
+                        write(durable, offset, &data);
+                        clip(&mut self.pending, written);
+                    } else {
+                        self.pending.push(Pending::Write { offset, data, at });
                     }
                 }
-                Pending::Write { .. } => self.pending.push(change),
                 Pending::Truncate(length) => {
                     durable.resize(length as usize, 0);
                     clip(&mut self.pending, length..u64::MAX);
@@ -273,8 +316,8 @@ impl Platter {
 
     fn poison(&mut self) {
         for change in &mut self.pending {
-            if let Pending::Write { poisoned, .. } = change {
-                *poisoned = true;
+            if let Pending::Write { at, .. } = change {
+                *at = Whereabouts::Poisoned;
             }
         }
     }
@@ -326,12 +369,7 @@ fn clip(pending: &mut Vec<Pending>, range: Range<u64>) {
         return;
     }
     for change in std::mem::take(pending) {
-        let Pending::Write {
-            offset,
-            data,
-            poisoned,
-        } = &change
-        else {
+        let Pending::Write { offset, data, at } = &change else {
             pending.push(change);
             continue;
         };
@@ -345,7 +383,7 @@ fn clip(pending: &mut Vec<Pending>, range: Range<u64>) {
                 pending.push(Pending::Write {
                     offset: left,
                     data: data[(left - start) as usize..(right - start) as usize].into(),
-                    poisoned: *poisoned,
+                    at: *at,
                 });
             }
         }

@@ -67,6 +67,26 @@ fn a_durable_write_covers_only_its_own_bytes() {
 }
 
 #[test]
+fn what_was_written_back_needs_the_disk_s_cache_synced() {
+    let (disk, file) = disk_with_file(SimDisk::new());
+    let map = file.map(1 << 20).unwrap();
+    file.write_at(&[1; 2048], 0).unwrap();
+    file.write_back(512, 1024).unwrap();
+    assert_eq!(read_all(&disk.crash_now(0), path()), []);
+    // Too late for what was written back.
+    file.write_at(&[2; 512], 1024).unwrap();
+    file.sync_written_back(&map).unwrap();
+    let bytes = read_all(&disk.crash_now(0), path());
+    assert_eq!(bytes[..512], [0; 512]);
+    assert_eq!(bytes[512..1536], [1; 1024]);
+    let bytes = read_all(&disk.crash_now(1), path());
+    assert_eq!(bytes[..512], [1; 512]);
+    assert_eq!(bytes[1024..1536], [2; 512]);
+    file.sync().unwrap();
+    assert_eq!(read_all(&disk.crash_now(0), path())[1024..1536], [2; 512]);
+}
+
+#[test]
 fn names_need_a_directory_sync() {
     let (disk, file) = disk_with_file(SimDisk::new());
     file.write_durable(b"x", 0).unwrap();
