@@ -49,6 +49,27 @@ pub struct CompactBudget {
     pub bytes: usize,
 }
 
+impl CompactBudget {
+    pub(super) const NONE: Self = Self {
+        entries: 0,
+        bytes: 0,
+    };
+
+    pub(super) fn add_entry(&mut self, bytes: usize) {
+        self.entries += 1;
+        self.bytes += bytes;
+    }
+
+    /// The budget that removes twice as much as this, and not less than usual.
+    pub(super) fn to_outpace(self) -> Self {
+        let usual = Self::default();
+        Self {
+            entries: usual.entries.max(2 * self.entries),
+            bytes: usual.bytes.max(2 * self.bytes),
+        }
+    }
+}
+
 impl Default for CompactBudget {
     fn default() -> Self {
         Self {

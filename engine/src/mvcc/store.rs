@@ -68,6 +68,8 @@ pub struct Store {
     state: State,
     newest: Arc<ArcSwap<View>>,
     scratch: Scratch,
+    /// What was added to the history since the last [`Store::tidy`].
+    added: CompactBudget,
 }
 
 impl Store {
@@ -82,6 +84,7 @@ impl Store {
             state,
             newest: Arc::new(ArcSwap::from_pointee(view)),
             scratch: Scratch::default(),
+            added: CompactBudget::NONE,
         })
     }
 
@@ -109,8 +112,11 @@ impl Store {
 
     /// Does a little of what goes on beside the commands, as a batch of its own:
     /// removes compacted history, or else gives space back; whether there may be
-    /// more. `idle` says that no command came for a while.
+    /// more. Called after each batch it removes twice what batches add, so that
+    /// history is bounded under any load. `idle` says that no command came for a
+    /// while.
     pub fn tidy(&mut self, upkeep: &mut Upkeep, now: Instant, idle: bool) -> Result<bool> {
+        let budget = std::mem::replace(&mut self.added, CompactBudget::NONE).to_outpace();
         let is_compacting = self.compaction_pending();
         if !is_compacting && !upkeep.is_vacuum_on(&*self.backend, now, idle) {
             return Ok(false);
@@ -118,7 +124,7 @@ impl Store {
         let as_of = self.view().applied();
         let mut txn = self.begin(BatchOptions::default())?;
         let more = if is_compacting {
-            txn.compact_step(CompactBudget::default())?;
+            txn.compact_step(budget)?;
             true // a vacuum may follow
         } else {
             txn.vacuum_step()?
@@ -137,12 +143,14 @@ impl Store {
                 .collect_events
                 .then(|| Collector::new(options.max_event_bytes)),
             changes: 0,
+            added: CompactBudget::NONE,
         };
         Ok(WriteTxn {
             writer,
             published: &mut self.state,
             backend: &*self.backend,
             newest: &self.newest,
+            added: &mut self.added,
             max_reply_bytes: options.max_reply_bytes,
             reply_bytes: 0,
         })
@@ -163,6 +171,7 @@ pub struct WriteTxn<'s> {
     published: &'s mut State,
     backend: &'s dyn Backend,
     newest: &'s ArcSwap<View>,
+    added: &'s mut CompactBudget,
     max_reply_bytes: usize,
     reply_bytes: usize,
 }
@@ -313,11 +322,14 @@ impl WriteTxn<'_> {
             mut batch,
             state,
             collector,
+            added,
             ..
         } = self.writer;
         state.store(self.published, &mut *batch)?;
         batch.publish(applied)?;
         *self.published = state;
+        self.added.entries += added.entries;
+        self.added.bytes += added.bytes;
         let view = Arc::new(View::new(self.backend.snapshot()?, state));
         self.newest.store(Arc::clone(&view));
         Ok(Published {

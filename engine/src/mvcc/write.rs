@@ -14,6 +14,7 @@ use super::hash::record_hash;
 use super::history::{decode, scan};
 use super::keys::Revision;
 use super::live::{Collector, event_of};
+use super::options::CompactBudget;
 use super::record::{Change, ChangeKind, LiveMarks, NewVersion, seal_change};
 use super::reply::ReplyBudget;
 use super::state::State;
@@ -79,6 +80,8 @@ pub(super) struct Writer<'b> {
     pub(super) collector: Option<Collector>,
     /// Changes of the command that is being applied.
     pub(super) changes: u32,
+    /// What the batch added to the history.
+    pub(super) added: CompactBudget,
 }
 
 impl Writer<'_> {
@@ -170,6 +173,7 @@ impl Writer<'_> {
             self.batch.delete(DEAD, key)?;
         }
         self.batch.put(LOG, &modified.log_key(), change)?;
+        self.added.add_entry(change.len());
         self.state.hash = hash;
         self.changes += 1;
         Ok(prev_kv)
@@ -262,6 +266,7 @@ impl Writer<'_> {
         }
         self.batch.put(DEAD, key, record)?;
         self.batch.put(LOG, &modified.log_key(), change)?;
+        self.added.add_entry(change.len());
         self.state.hash = hash;
         self.changes += 1;
         Ok(budget.keep(prev_kv, key, Some(&replaced)))

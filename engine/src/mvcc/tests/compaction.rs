@@ -1,13 +1,14 @@
 //! Compaction: what it refuses, what it frees, and in what steps.
 
 use std::ops::Bound;
+use std::time::Instant;
 
-use varve_types::{ApiError, DeleteRangeRequest};
+use varve_types::{ApiError, Command, DeleteRangeRequest};
 
-use super::super::{DEAD, LOG};
+use super::super::{BatchOptions, DEAD, LOG};
 use super::engines::Engine;
-use super::{ALL, Bench};
-use crate::backend::TreeId;
+use super::{ALL, Bench, put};
+use crate::backend::{TreeId, Upkeep};
 
 fn entries(bench: &Bench, tree: TreeId) -> u64 {
     let snapshot = bench.store.backend().snapshot().unwrap();
@@ -33,6 +34,31 @@ fn compacted_and_future_revisions_are_refused() {
     assert_eq!(bench.compact(1), Err(ApiError::Compacted));
     assert_eq!(bench.compact(3), Ok(()));
     assert_eq!(bench.revision(), 3, "a compaction is no revision");
+}
+
+/// Long values: a step of the usual size is less than a batch adds.
+#[test]
+fn history_is_removed_faster_than_it_grows() {
+    const BATCH: usize = 40;
+    let value = "v".repeat(100_000);
+    let mut bench = Bench::new();
+    let mut upkeep = Upkeep::default();
+    for round in 0..12 {
+        let applied = bench.next();
+        let mut txn = bench.store.begin(BatchOptions::default()).unwrap();
+        for key in 0..BATCH {
+            let key = format!("k{key}");
+            txn.apply(&Command::Put(put(&key, &value))).unwrap();
+        }
+        txn.publish(applied).unwrap();
+        bench
+            .store
+            .tidy(&mut upkeep, Instant::now(), false)
+            .unwrap();
+        bench.compact(bench.revision()).unwrap();
+        let left = entries(&bench, LOG);
+        assert!(left <= 3 * BATCH as u64, "round {round}: {left} entries");
+    }
 }
 
 #[test]
