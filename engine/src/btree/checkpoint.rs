@@ -93,7 +93,7 @@ fn seal(pager: &Pager, view: View<'_>, unsealed: &[u64], is_cold: bool) -> Resul
         let pages = || bits_of(words).map(|page| first + page);
         if is_cold {
             let absent = pages().filter(|page| !view.is_resident(*page));
-            absent.for_each(|page| view.will_need(page));
+            absent.for_each(|page| view.will_need(page, 1));
         }
         for page in pages() {
             pager.seal(view, page)?;

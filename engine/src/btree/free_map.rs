@@ -48,7 +48,7 @@ impl FreeMap {
             }
             map.directory.push(next);
             // All at a time: they may lie anywhere, and none may be in memory.
-            (1..=count).for_each(|entry| view.will_need(word(page, entry)));
+            (1..=count).for_each(|entry| view.will_need(word(page, entry), 1));
             for entry in 1..=count {
                 let number = word(page, entry);
                 let bitmap = view.page(number)?;

@@ -364,11 +364,12 @@ impl<'v> View<'v> {
         self.pager.is_resident(number)
     }
 
-    /// Starts reading a page.
-    pub(super) fn will_need(&self, number: u64) {
-        if number < self.pager.end() {
+    /// Starts reading `pages` pages from `number` on.
+    pub(super) fn will_need(&self, number: u64, pages: u64) {
+        let pages = pages.min(self.pager.end().saturating_sub(number));
+        if pages > 0 {
             let map = &self.pager.map;
-            map.will_need(number as usize * PAGE_BYTES, PAGE_BYTES);
+            map.will_need(number as usize * PAGE_BYTES, pages as usize * PAGE_BYTES);
         }
     }
 

@@ -6,6 +6,7 @@
 //! page as it is copied. Several descents at a time overlap these waits
 //! ("Cimple: instruction and memory level parallelism", Kiriansky et al., 2018).
 
+use super::leaf::{OverflowRef, Value};
 use super::page::Page;
 use super::pager::View;
 use super::path::MAX_DEPTH;
@@ -58,8 +59,9 @@ fn step<'v>(view: View<'v>, lane: &mut Option<&'v Page>, key: &[u8]) -> bool {
 /// The leaf of one of so many keys tells whether others may be absent too.
 const SAMPLE: usize = 32;
 
-/// Starts reading the pages on the way to `keys` that are not in memory; whether
-/// there were any. Waits for branches only, and for those of one level at a time.
+/// Starts reading the pages on the way to `keys` that are not in memory, and those
+/// of long values there; whether there were any. Waits for branches, and where there
+/// are long values for leaves, and for those of one level at a time.
 pub(super) fn read_ahead(view: View<'_>, root: &Root, keys: &[&[u8]]) -> bool {
     if root.page == 0 {
         return false;
@@ -75,7 +77,12 @@ pub(super) fn read_ahead(view: View<'_>, root: &Root, keys: &[&[u8]]) -> bool {
             .zip(keys)
             .for_each(|(lane, key)| go_down(view, lane, key));
     }
-    if sample.iter().all(|leaf| view.is_resident(*leaf)) {
+    let is_absent = |run: OverflowRef| !view.is_resident(run.page);
+    let keys_of_sample = keys.iter().step_by(SAMPLE);
+    let is_all_there = sample.iter().zip(keys_of_sample).all(|(leaf, key)| {
+        view.is_resident(*leaf) && !run_of(view, *leaf, key).is_some_and(is_absent)
+    });
+    if is_all_there {
         return false;
     }
     let mut lanes = vec![root.page; keys.len()];
@@ -83,11 +90,30 @@ pub(super) fn read_ahead(view: View<'_>, root: &Root, keys: &[&[u8]]) -> bool {
         for (lane, key) in lanes.iter_mut().zip(keys) {
             go_down(view, lane, key);
             if !view.is_resident(*lane) {
-                view.will_need(*lane);
+                view.will_need(*lane, 1);
             }
         }
     }
+    if top.has_overflow() {
+        let runs = lanes.iter().zip(keys);
+        let runs = runs.filter_map(|(leaf, key)| run_of(view, *leaf, key));
+        for run in runs.filter(|run| is_absent(*run)) {
+            view.will_need(run.page, run.pages());
+        }
+    }
     true
+}
+
+/// The long value of `key` in a leaf, if it is one; none in a damaged leaf.
+fn run_of(view: View<'_>, leaf: u64, key: &[u8]) -> Option<OverflowRef> {
+    let page = view.page(leaf).ok()?;
+    if !page.is_leaf() || !page.has_overflow() {
+        return None;
+    }
+    match page.value(page.find(key).ok()?) {
+        Value::Overflow(run) => Some(run),
+        Value::Inline(_) => None,
+    }
 }
 
 /// Goes one level down; a damaged page is left to whoever needs it.

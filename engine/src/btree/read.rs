@@ -119,7 +119,7 @@ impl<'v> Walk<'v> {
         if last.is_some_and(|leaf| !view.is_resident(leaf)) {
             let absent = self.siblings().take(READ_AHEAD_LEAVES);
             let absent = absent.filter(|leaf| !view.is_resident(*leaf));
-            absent.for_each(|leaf| view.will_need(leaf));
+            absent.for_each(|leaf| view.will_need(leaf, 1));
         }
     }
 
