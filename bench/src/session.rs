@@ -181,7 +181,7 @@ async fn keep_compacting(
         return std::future::pending().await;
     };
     let mut admin = Admin::connect(target, member).await?;
-    let mut compacted = 0;
+    let mut compacted = admin.range(b"compact", b"", 1).await?.revision;
     loop {
         tokio::time::sleep(every).await;
         let revision = admin.range(b"compact", b"", 1).await?.revision;

@@ -6,7 +6,7 @@
 //!   goes to pages that were free, and the meta page takes the place of the one
 //!   before the last.
 //! - The meta page is written only after everything that it leads to is synced:
-//!   what is new since the last checkpoint, and nothing but that, is written back
+//!   what is new since the last checkpoint is written back, in whole stretches,
 //!   and synced. What was not written for want of space is the next one's.
 //! - An error on write or sync latches: the same data is never synced again.
 
@@ -15,12 +15,27 @@ use super::page::PAGE_BYTES;
 use super::pager::{Pager, View, disk_error};
 use super::space::{Extent, NewPages, STRETCH_PAGES};
 use super::store::{Keeper, Shared};
-use crate::backend::{Applied, Result};
+use crate::backend::{Applied, BackendError, Result};
+
+/// What was taken for a checkpoint that panics is written by no other one.
+struct LatchOnPanic<'s>(&'s Shared);
+
+impl Drop for LatchOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.latch(BackendError::Other {
+                engine: super::NAME,
+                message: "a checkpoint panicked".to_owned(),
+            });
+        }
+    }
+}
 
 /// Makes the newest published state durable; how far it applies.
 pub(super) fn checkpoint(shared: &Shared) -> Result<Applied> {
     let mut keeper = shared.keeper();
     shared.check_latch()?;
+    let _guard = LatchOnPanic(shared);
 
     // The state, its pages and those of them that lack a checksum are taken at
     // one moment: publishing holds the same lock.

@@ -232,8 +232,8 @@ impl<'b> Pages<'b> {
             return Ok(None);
         };
         let pager = self.pager();
-        let value = pager.working(&self.token).run_value(old)?.to_vec();
-        pager.write_run(&self.token, new.page, &value)?;
+        let value = pager.working(&self.token).run_value(old)?;
+        pager.write_run(&self.token, new.page, value)?;
         self.free_run(old)?;
         Ok(Some(OverflowRef {
             page: new.page,

@@ -56,6 +56,10 @@ fn step<'v>(view: View<'v>, lane: &mut Option<&'v Page>, key: &[u8]) -> bool {
     lane.is_some()
 }
 
+/// Pages of long values that are asked for at a time, 32 MiB: more would be thrown
+/// out again before they are looked at, where memory is scarce.
+const MOST_RUN_PAGES: u64 = 8192;
+
 /// The leaf of one of so many keys tells whether others may be absent too.
 const SAMPLE: usize = 32;
 
@@ -97,7 +101,12 @@ pub(super) fn read_ahead(view: View<'_>, root: &Root, keys: &[&[u8]]) -> bool {
     if top.has_overflow() {
         let runs = lanes.iter().zip(keys);
         let runs = runs.filter_map(|(leaf, key)| run_of(view, *leaf, key));
+        let mut pages = MOST_RUN_PAGES;
         for run in runs.filter(|run| is_absent(*run)) {
+            if pages < run.pages() {
+                break;
+            }
+            pages -= run.pages();
             view.will_need(run.page, run.pages());
         }
     }

@@ -60,12 +60,13 @@ impl CompactBudget {
         self.bytes += bytes;
     }
 
-    /// The budget that removes twice as much as this, and not less than usual.
+    /// The budget that removes twice as much as this, but not less than usual, and
+    /// not so much that commands would wait for long.
     pub(super) fn to_outpace(self) -> Self {
         let usual = Self::default();
         Self {
-            entries: usual.entries.max(2 * self.entries),
-            bytes: usual.bytes.max(2 * self.bytes),
+            entries: (2 * self.entries).clamp(usual.entries, 1 << 16),
+            bytes: (2 * self.bytes).clamp(usual.bytes, 1 << 28),
         }
     }
 }

@@ -112,8 +112,8 @@ impl Store {
 
     /// Does a little of what goes on beside the commands, as a batch of its own:
     /// removes compacted history, or else gives space back; whether there may be
-    /// more. Called after each batch it removes twice what batches add, so that
-    /// history is bounded under any load. `idle` says that no command came for a
+    /// more. Called every few batches it removes more than they add, so that
+    /// history is bounded under load. `idle` says that no command came for a
     /// while.
     pub fn tidy(&mut self, upkeep: &mut Upkeep, now: Instant, idle: bool) -> Result<bool> {
         let budget = std::mem::replace(&mut self.added, CompactBudget::NONE).to_outpace();

@@ -172,8 +172,9 @@ impl Writer<'_> {
         if was_dead {
             self.batch.delete(DEAD, key)?;
         }
-        self.batch.put(LOG, &modified.log_key(), change)?;
-        self.added.add_entry(change.len());
+        let log_key = modified.log_key();
+        self.batch.put(LOG, &log_key, change)?;
+        self.added.add_entry(log_key.len() + change.len());
         self.state.hash = hash;
         self.changes += 1;
         Ok(prev_kv)
@@ -265,8 +266,9 @@ impl Writer<'_> {
             collector.push(&event);
         }
         self.batch.put(DEAD, key, record)?;
-        self.batch.put(LOG, &modified.log_key(), change)?;
-        self.added.add_entry(change.len());
+        let log_key = modified.log_key();
+        self.batch.put(LOG, &log_key, change)?;
+        self.added.add_entry(log_key.len() + change.len());
         self.state.hash = hash;
         self.changes += 1;
         Ok(budget.keep(prev_kv, key, Some(&replaced)))
