@@ -264,9 +264,10 @@ impl Page {
         crc32c::crc32c(&self.rest)
     }
 
-    /// The checksum of the header alone, which that of a run goes on from.
-    pub(super) fn header_checksum(&self) -> u32 {
-        crc32c::crc32c(self.span(CRC_BYTES..HEADER_BYTES))
+    /// The checksum of the run that this page starts, and that holds `value`.
+    pub(super) fn run_checksum(&self, value: &[u8]) -> u32 {
+        let header = crc32c::crc32c(self.span(CRC_BYTES..HEADER_BYTES));
+        crc32c::crc32c_append(header, value)
     }
 
     pub(super) fn stored_checksum(&self) -> u32 {
@@ -307,8 +308,7 @@ pub(super) fn run_head(birth: u64, number: u64, value: &[u8]) -> [u8; HEADER_BYT
     page.format_run(value.len() as u32);
     let mut head = [0; HEADER_BYTES];
     head[CRC_BYTES..].copy_from_slice(page.span(CRC_BYTES..HEADER_BYTES));
-    let crc = crc32c::crc32c_append(page.header_checksum(), value);
-    head[..CRC_BYTES].copy_from_slice(&crc.to_le_bytes());
+    head[..CRC_BYTES].copy_from_slice(&page.run_checksum(value).to_le_bytes());
     head
 }
 

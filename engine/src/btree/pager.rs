@@ -416,13 +416,10 @@ impl<'v> View<'v> {
         Ok(self.run_bytes(overflow.page, page))
     }
 
-    fn checksum_of_run(&self, number: u64, first: &Page) -> u32 {
-        crc32c::crc32c_append(first.header_checksum(), self.run_bytes(number, first))
-    }
-
     /// The checksum that a run's content has.
     pub(super) fn run_checksum(&self, overflow: OverflowRef) -> Result<u32> {
-        Ok(self.checksum_of_run(overflow.page, self.run(overflow.page)?))
+        let page = self.run(overflow.page)?;
+        Ok(page.run_checksum(self.run_bytes(overflow.page, page)))
     }
 
     fn run_bytes(&self, number: u64, page: &Page) -> &'v [u8] {

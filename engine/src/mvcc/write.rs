@@ -172,12 +172,18 @@ impl Writer<'_> {
         if was_dead {
             self.batch.delete(DEAD, key)?;
         }
-        let log_key = modified.log_key();
-        self.batch.put(LOG, &log_key, change)?;
-        self.added.add_entry(log_key.len() + change.len());
+        self.log_change(modified, hash)?;
+        Ok(prev_kv)
+    }
+
+    /// Writes the change in the scratch, which leads to the state hash `hash`, to LOG.
+    fn log_change(&mut self, modified: Revision, hash: u128) -> Result<()> {
+        let (key, change) = (modified.log_key(), &self.scratch.change);
+        self.batch.put(LOG, &key, change)?;
+        self.added.add_entry(key.len() + change.len());
         self.state.hash = hash;
         self.changes += 1;
-        Ok(prev_kv)
+        Ok(())
     }
 
     /// Deletes the live keys of `range`.
@@ -266,11 +272,7 @@ impl Writer<'_> {
             collector.push(&event);
         }
         self.batch.put(DEAD, key, record)?;
-        let log_key = modified.log_key();
-        self.batch.put(LOG, &log_key, change)?;
-        self.added.add_entry(log_key.len() + change.len());
-        self.state.hash = hash;
-        self.changes += 1;
+        self.log_change(modified, hash)?;
         Ok(budget.keep(prev_kv, key, Some(&replaced)))
     }
 }

@@ -166,8 +166,8 @@ impl Model {
                 self.files[*inode].pending.push(Pending::Truncate(*length));
             }
             Op::Grow { inode, length } => self.files[*inode].pending.push(Pending::Grow(*length)),
-            Op::Sync { inode } => self.files[*inode].sync(0..u64::MAX),
-            Op::SyncRange { inode, range } => self.files[*inode].sync(range.clone()),
+            Op::Sync { inode } => self.files[*inode].sync(&(0..u64::MAX)),
+            Op::SyncRange { inode, range } => self.files[*inode].sync(range),
             Op::WriteBack { inode, range } => self.files[*inode].write_back(range),
             Op::Flush { inode } => self.files[*inode].flush(),
             Op::SyncFailed { inode } => self.files[*inode].poison(),
@@ -247,19 +247,17 @@ fn apply_name(names: &mut BTreeMap<PathBuf, Inode>, op: &Op) {
 
 impl Platter {
     /// Makes what is pending within `range` durable, and all changes of length.
-    fn sync(&mut self, range: Range<u64>) {
-        self.split(&range);
-        self.make_durable(|written, _| range.start <= written.start && written.end <= range.end);
+    fn sync(&mut self, range: &Range<u64>) {
+        split(&mut self.pending, range);
+        self.make_durable(|change| change.overlaps(range));
     }
 
     /// Hands what is pending within `range` to the disk.
     fn write_back(&mut self, range: &Range<u64>) {
-        self.split(range);
-        for change in &mut self.pending {
-            if let Pending::Write { offset, data, at } = change
+        split(&mut self.pending, range);
+        for change in self.pending.iter_mut().filter(|it| it.overlaps(range)) {
+            if let Pending::Write { at, .. } = change
                 && *at == Whereabouts::PageCache
-                && range.start <= *offset
-                && *offset + data.len() as u64 <= range.end
             {
                 *at = Whereabouts::DiskCache;
             }
@@ -268,48 +266,34 @@ impl Platter {
 
     /// Makes durable what the disk has, and all changes of length.
     fn flush(&mut self) {
-        self.make_durable(|_, at| at == Whereabouts::DiskCache);
-    }
-
-    /// Cuts pending writes in two where `range` begins and ends.
-    fn split(&mut self, range: &Range<u64>) {
-        for border in [range.start, range.end] {
-            for change in std::mem::take(&mut self.pending) {
-                match change {
-                    Pending::Write { offset, data, at }
-                        if offset < border && border < offset + data.len() as u64 =>
-                    {
-                        let (left, right) = data.split_at((border - offset) as usize);
-                        for (offset, data) in [(offset, left), (border, right)] {
-                            let data = data.into();
-                            self.pending.push(Pending::Write { offset, data, at });
-                        }
-                    }
-                    change => self.pending.push(change),
+        self.make_durable(|change| {
+            matches!(
+                change,
+                Pending::Write {
+                    at: Whereabouts::DiskCache,
+                    ..
                 }
-            }
-        }
+            )
+        });
     }
 
-    fn make_durable(&mut self, is_due: impl Fn(Range<u64>, Whereabouts) -> bool) {
+    fn make_durable(&mut self, is_due: impl Fn(&Pending) -> bool) {
         let pending = std::mem::take(&mut self.pending);
         let durable = Arc::make_mut(&mut self.durable);
         for change in pending {
-            match change {
-                Pending::Write { offset, data, at } => {
-                    let written = offset..offset + data.len() as u64;
-                    if at != Whereabouts::Poisoned && is_due(written.clone(), at) {
-                        write(durable, offset, &data);
-                        clip(&mut self.pending, written);
-                    } else {
-                        self.pending.push(Pending::Write { offset, data, at });
-                    }
+            match &change {
+                Pending::Write { offset, data, at }
+                    if *at != Whereabouts::Poisoned && is_due(&change) =>
+                {
+                    write(durable, *offset, data);
+                    clip(&mut self.pending, *offset..offset + data.len() as u64);
                 }
+                Pending::Write { .. } => self.pending.push(change),
                 Pending::Truncate(length) => {
-                    durable.resize(length as usize, 0);
-                    clip(&mut self.pending, length..u64::MAX);
+                    durable.resize(*length as usize, 0);
+                    clip(&mut self.pending, *length..u64::MAX);
                 }
-                Pending::Grow(length) => grow(durable, length),
+                Pending::Grow(length) => grow(durable, *length),
             }
         }
     }
@@ -357,36 +341,43 @@ impl Platter {
     }
 }
 
-/// Takes the bytes of `range` out of the pending writes.
-fn clip(pending: &mut Vec<Pending>, range: Range<u64>) {
-    let overlaps = |change: &Pending| match change {
-        Pending::Write { offset, data, .. } => {
-            *offset < range.end && offset + data.len() as u64 > range.start
+impl Pending {
+    /// Whether it writes to some of `range`.
+    fn overlaps(&self, range: &Range<u64>) -> bool {
+        match self {
+            Self::Write { offset, data, .. } => {
+                *offset < range.end && offset + data.len() as u64 > range.start
+            }
+            Self::Truncate(_) | Self::Grow(_) => false,
         }
-        _ => false,
-    };
-    if !pending.iter().any(overlaps) {
-        return;
     }
-    for change in std::mem::take(pending) {
-        let Pending::Write { offset, data, at } = &change else {
-            pending.push(change);
-            continue;
-        };
-        if !overlaps(&change) {
-            pending.push(change);
-            continue;
-        }
-        let (start, end) = (*offset, offset + data.len() as u64);
-        for (left, right) in [(start, range.start.min(end)), (range.end.max(start), end)] {
-            if left < right {
-                pending.push(Pending::Write {
-                    offset: left,
-                    data: data[(left - start) as usize..(right - start) as usize].into(),
-                    at: *at,
-                });
+}
+
+/// Cuts pending writes in two where `range` begins and ends.
+fn split(pending: &mut Vec<Pending>, range: &Range<u64>) {
+    for border in [range.start, range.end] {
+        for change in std::mem::take(pending) {
+            match change {
+                Pending::Write { offset, data, at }
+                    if offset < border && border < offset + data.len() as u64 =>
+                {
+                    let (left, right) = data.split_at((border - offset) as usize);
+                    for (offset, data) in [(offset, left), (border, right)] {
+                        let data = data.into();
+                        pending.push(Pending::Write { offset, data, at });
+                    }
+                }
+                change => pending.push(change),
             }
         }
+    }
+}
+
+/// Takes the bytes of `range` out of the pending writes.
+fn clip(pending: &mut Vec<Pending>, range: Range<u64>) {
+    if pending.iter().any(|change| change.overlaps(&range)) {
+        split(pending, &range);
+        pending.retain(|change| !change.overlaps(&range));
     }
 }
 
