@@ -286,8 +286,9 @@ impl Batch for CompressedBatch<'_> {
         self.inner.prefetch(tree, keys);
     }
 
-    fn read_ahead(&mut self, tree: TreeId, keys: &[&[u8]]) {
-        self.inner.read_ahead(tree, keys);
+    fn read_ahead(&mut self, tree: TreeId, keys: &[&[u8]], _whole: bool) {
+        // A put copies the compressed value that it replaces.
+        self.inner.read_ahead(tree, keys, true);
     }
 
     fn put(&mut self, tree: TreeId, key: &[u8], value: &[u8]) -> Result<()> {

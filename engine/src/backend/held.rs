@@ -9,7 +9,9 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Applied, Bounds, Direction, Read, Result, Snapshot, Sums, TreeId, Visitor};
+use super::{
+    Applied, Bounds, Direction, Peek, PeekVisitor, Read, Result, Snapshot, Sums, TreeId, Visitor,
+};
 
 /// How many snapshots of an engine are held.
 #[derive(Debug, Clone, Default)]
@@ -56,6 +58,20 @@ impl<S: Snapshot> Read for Held<S> {
         visit: &mut Visitor<'_>,
     ) -> Result<()> {
         self.state.scan(tree, bounds, direction, visit)
+    }
+
+    fn peek(&self, tree: TreeId, key: &[u8]) -> Result<Option<Peek<'_>>> {
+        self.state.peek(tree, key)
+    }
+
+    fn peek_scan(
+        &self,
+        tree: TreeId,
+        bounds: Bounds<'_>,
+        direction: Direction,
+        visit: &mut PeekVisitor<'_>,
+    ) -> Result<()> {
+        self.state.peek_scan(tree, bounds, direction, visit)
     }
 
     fn sums(&self, tree: TreeId, bounds: Bounds<'_>) -> Result<Sums> {

@@ -34,14 +34,15 @@ impl<'a, I: Iterator<Item = (u8, &'a [u8])>> Lookahead<'a, I> {
         }
     }
 
-    /// To be called before each command is applied; they go to `tree`.
-    pub fn step(&mut self, batch: &mut dyn Batch, tree: TreeId) {
+    /// To be called before each command is applied; they go to `tree`, and with
+    /// `whole` need all of the values there.
+    pub fn step(&mut self, batch: &mut dyn Batch, tree: TreeId, whole: bool) {
         let next = self.advance();
         if next.is_empty() {
             return;
         }
         if next.start == 0 {
-            batch.read_ahead(tree, &self.keys);
+            batch.read_ahead(tree, &self.keys, whole);
         }
         batch.prefetch(tree, &self.keys[next]);
     }

@@ -101,6 +101,45 @@ pub type Entry<'e> = (&'e [u8], &'e [u8]);
 /// Called for each entry with key and value, until it breaks.
 pub type Visitor<'v> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'v;
 
+/// A value as [`Read::peek`] finds it: whole, or its beginning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peek<'r> {
+    /// The first bytes of the value, or all.
+    pub bytes: Cow<'r, [u8]>,
+    /// Bytes of the whole value.
+    pub length: usize,
+}
+
+impl<'r> Peek<'r> {
+    /// Of a value that is all there.
+    pub fn whole(value: impl Into<Cow<'r, [u8]>>) -> Self {
+        let bytes = value.into();
+        Self {
+            length: bytes.len(),
+            bytes,
+        }
+    }
+
+    /// Whether it is more than the beginning.
+    pub fn is_whole(&self) -> bool {
+        self.bytes.len() == self.length
+    }
+}
+
+/// Called for each entry with key and what a peek at its value finds, until it breaks.
+pub type PeekVisitor<'v> = dyn FnMut(&[u8], Peek<'_>) -> ControlFlow<()> + 'v;
+
+/// Where the value goes that a key had: see [`Batch::put_and_keep`].
+#[derive(Debug, Clone, Copy)]
+pub struct Keep<'k> {
+    /// The tree,
+    pub tree: TreeId,
+    /// the key in it, another one than that which is put,
+    pub key: &'k [u8],
+    /// and what stands before the value there.
+    pub head: &'k [u8],
+}
+
 /// Reading, from a snapshot or from an open batch.
 pub trait Read {
     /// The value of `key`; borrowed from the store where the engine can.
@@ -114,6 +153,25 @@ pub trait Read {
         direction: Direction,
         visit: &mut Visitor<'_>,
     ) -> Result<()>;
+
+    /// As [`Read::get`], but of a value that lies apart from its key only the
+    /// beginning, which lies beside it: its pages are not looked at.
+    fn peek(&self, tree: TreeId, key: &[u8]) -> Result<Option<Peek<'_>>> {
+        Ok(self.get(tree, key)?.map(Peek::whole))
+    }
+
+    /// As [`Read::scan`], with what [`Read::peek`] finds.
+    fn peek_scan(
+        &self,
+        tree: TreeId,
+        bounds: Bounds<'_>,
+        direction: Direction,
+        visit: &mut PeekVisitor<'_>,
+    ) -> Result<()> {
+        self.scan(tree, bounds, direction, &mut |key, value| {
+            visit(key, Peek::whole(value))
+        })
+    }
 
     /// Sums over `bounds`. O(log n) on the B+tree; other engines may walk.
     fn sums(&self, tree: TreeId, bounds: Bounds<'_>) -> Result<Sums> {
@@ -141,12 +199,26 @@ pub trait Batch: Read {
     /// a time do most; more only push each other out.
     fn prefetch(&self, _tree: TreeId, _keys: &[&[u8]]) {}
 
-    /// The same for the disk: starts reading what is not in memory. Some
-    /// hundreds of keys at a time do most.
-    fn read_ahead(&mut self, _tree: TreeId, _keys: &[&[u8]]) {}
+    /// The same for the disk: starts reading what is not in memory; with
+    /// `whole`, all of a value that lies apart from its key. Some hundreds of keys
+    /// at a time do most.
+    fn read_ahead(&mut self, _tree: TreeId, _keys: &[&[u8]], _whole: bool) {}
 
     /// Sets `key` to `value`.
     fn put(&mut self, tree: TreeId, key: &[u8], value: &[u8]) -> Result<()>;
+
+    /// Sets `key` to `value`, and `keep.key` to `keep.head` followed by the value that
+    /// `key` had; nothing follows if it had none. An engine in which long values lie
+    /// apart from their keys neither reads nor copies the old one.
+    fn put_and_keep(
+        &mut self,
+        tree: TreeId,
+        key: &[u8],
+        value: &[u8],
+        keep: Keep<'_>,
+    ) -> Result<()> {
+        put_with_copy(self, tree, key, value, keep)
+    }
 
     /// As [`Batch::put`] of each of `entries`, in that order: the way to load what is
     /// sorted. Where the keys ascend and lie behind all that the tree holds, an engine
@@ -174,6 +246,22 @@ pub trait Batch: Read {
 
     /// Makes the batch what new snapshots see. Costs no sync.
     fn publish(self: Box<Self>, applied: Applied) -> Result<()>;
+}
+
+/// What [`Batch::put_and_keep`] does, by a copy of the old value.
+pub(crate) fn put_with_copy<B: Batch + ?Sized>(
+    batch: &mut B,
+    tree: TreeId,
+    key: &[u8],
+    value: &[u8],
+    keep: Keep<'_>,
+) -> Result<()> {
+    let mut kept = keep.head.to_vec();
+    if let Some(former) = batch.get(tree, key)? {
+        kept.extend_from_slice(&former);
+    }
+    batch.put(keep.tree, keep.key, &kept)?;
+    batch.put(tree, key, value)
 }
 
 /// How much a vacuum gives back.

@@ -9,6 +9,8 @@ use std::cell::RefCell;
 use std::sync::MutexGuard;
 
 use super::bulk;
+use super::leaf::{LongValue, OVERFLOW_REF_BYTES, Value};
+use super::page::{MAX_INLINE_ENTRY_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use super::pages::Pages;
 use super::path::Place;
 use super::prefetch;
@@ -18,10 +20,10 @@ use super::snapshot::root_of;
 use super::state::State;
 use super::store::Shared;
 use super::sums;
-use super::write::Writer;
+use super::write::{Writer, check_length};
 use crate::backend::{
-    Applied, BackendError, Batch, Bounds, Direction, Entry, MAX_TREES, Read, Result, Sums, TreeId,
-    Visitor,
+    Applied, BackendError, Batch, Bounds, Direction, Entry, Keep, MAX_TREES, Peek, PeekVisitor,
+    Read, Result, Sums, TreeId, Visitor, put_with_copy,
 };
 
 /// The open batch of a store.
@@ -77,6 +79,38 @@ impl<'b> WriteBatch<'b> {
         done.map_err(|error| self.note(error))
     }
 
+    /// Where the value of `key` is.
+    fn find(&self, tree: TreeId, key: &[u8]) -> Result<Option<Value<'_>>> {
+        self.check_broken()?;
+        let root = root_of(&self.state.roots, tree)?;
+        if root.page == 0 {
+            return Ok(None);
+        }
+        // Remembers the place: what is read is often written next.
+        let mut place = self.places[usize::from(tree.0)].borrow_mut();
+        let view = self.pages.view();
+        place.go(view, root.page, key)?;
+        if !place.found {
+            return Ok(None);
+        }
+        let leaf = place.path.leaf();
+        Ok(Some(view.page(leaf.page)?.value(leaf.index)))
+    }
+
+    /// Whether [`Batch::put_and_keep`] can leave the old value's run where it is: it has
+    /// one, with nothing before it, and what refers to it fits a leaf.
+    fn can_keep_run(&self, tree: TreeId, key: &[u8], keep: &Keep<'_>) -> Result<bool> {
+        let Some(Value::Long(long)) = self.find(tree, key)? else {
+            return Ok(false);
+        };
+        let entry = keep.key.len() + OVERFLOW_REF_BYTES + keep.head.len() + long.beginning.len();
+        let value = keep.head.len() + long.len();
+        Ok(long.before().is_empty()
+            && entry <= MAX_INLINE_ENTRY_BYTES
+            && keep.key.len() <= MAX_KEY_BYTES
+            && value <= MAX_VALUE_BYTES)
+    }
+
     fn note(&mut self, error: BackendError) -> BackendError {
         // These are found before anything is changed.
         let harmless = matches!(
@@ -93,21 +127,13 @@ impl<'b> WriteBatch<'b> {
 
 impl Read for WriteBatch<'_> {
     fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Cow<'_, [u8]>>> {
-        self.check_broken()?;
-        let root = root_of(&self.state.roots, tree)?;
-        if root.page == 0 {
-            return Ok(None);
-        }
-        // Remembers the place: what is read is often written next.
-        let mut place = self.places[usize::from(tree.0)].borrow_mut();
-        let view = self.pages.view();
-        place.go(view, root.page, key)?;
-        if !place.found {
-            return Ok(None);
-        }
-        let leaf = place.path.leaf();
-        let value = read::value(view, view.page(leaf.page)?, leaf.index)?;
-        Ok(Some(Cow::Borrowed(value)))
+        let value = self.find(tree, key)?;
+        let whole = |value| read::whole(self.pages.view(), &value);
+        value.map(whole).transpose()
+    }
+
+    fn peek(&self, tree: TreeId, key: &[u8]) -> Result<Option<Peek<'_>>> {
+        Ok(self.find(tree, key)?.as_ref().map(read::peek))
     }
 
     fn scan(
@@ -120,6 +146,18 @@ impl Read for WriteBatch<'_> {
         self.check_broken()?;
         let root = root_of(&self.state.roots, tree)?;
         read::scan(self.pages.view(), root, bounds, direction, visit)
+    }
+
+    fn peek_scan(
+        &self,
+        tree: TreeId,
+        bounds: Bounds<'_>,
+        direction: Direction,
+        visit: &mut PeekVisitor<'_>,
+    ) -> Result<()> {
+        self.check_broken()?;
+        let root = root_of(&self.state.roots, tree)?;
+        read::peek_scan(self.pages.view(), root, bounds, direction, visit)
     }
 
     fn sums(&self, tree: TreeId, bounds: Bounds<'_>) -> Result<Sums> {
@@ -135,9 +173,9 @@ impl Batch for WriteBatch<'_> {
         }
     }
 
-    fn read_ahead(&mut self, tree: TreeId, keys: &[&[u8]]) {
+    fn read_ahead(&mut self, tree: TreeId, keys: &[&[u8]], whole: bool) {
         if let Ok(root) = root_of(&self.state.roots, tree)
-            && prefetch::read_ahead(self.pages.view(), root, keys)
+            && prefetch::read_ahead(&self.pages, root, keys, whole)
         {
             self.pages.set_cold();
         }
@@ -145,6 +183,24 @@ impl Batch for WriteBatch<'_> {
 
     fn put(&mut self, tree: TreeId, key: &[u8], value: &[u8]) -> Result<()> {
         self.write(tree, |writer| writer.put(key, value))
+    }
+
+    fn put_and_keep(
+        &mut self,
+        tree: TreeId,
+        key: &[u8],
+        value: &[u8],
+        keep: Keep<'_>,
+    ) -> Result<()> {
+        check_length(key, value)?;
+        if !self.can_keep_run(tree, key, &keep)? {
+            return put_with_copy(self, tree, key, value, keep);
+        }
+        let former = self.write(tree, |writer| writer.put_beside(key, value))?;
+        let former = LongValue::decode(&former);
+        self.write(keep.tree, |writer| {
+            writer.put_behind(keep.key, keep.head, &former)
+        })
     }
 
     fn append(&mut self, tree: TreeId, entries: &[Entry<'_>]) -> Result<()> {

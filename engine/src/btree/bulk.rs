@@ -11,7 +11,7 @@
 //! tree, and before [`append`] returns.
 
 use super::branch::{Child, Delta};
-use super::leaf::is_long;
+use super::leaf::{COPIED_BYTES, OVERFLOW_REF_BYTES, is_long};
 use super::page::{BODY_BYTES, Kind, SLOT_BYTES};
 use super::slotted::{NewCell, common_prefix};
 use super::split::{self, Split};
@@ -84,22 +84,15 @@ impl Edge<'_, '_, '_> {
         let Some((key, value)) = entries.first() else {
             return Ok(());
         };
-        let overflow = is_long(key, value);
-        let reference;
-        let payload = if overflow {
-            reference = self.writer.pages.create_run(value)?.encode();
-            &reference
-        } else {
-            *value
-        };
+        let payload = self.writer.pages.payload(key, value)?;
         let cell = NewCell {
             key,
-            payload,
-            overflow,
+            payload: &payload.bytes,
+            overflow: payload.is_long,
         };
         self.pending.sums.entries += 1;
         self.pending.sums.bytes += (key.len() + value.len()) as u64;
-        self.pending.has_overflow |= overflow;
+        self.pending.has_overflow |= cell.overflow;
         let page = self.writer.pages.page_mut(leaf);
         let end = page.count();
         if split::try_insert(page, end, &cell) {
@@ -160,7 +153,10 @@ fn shared_prefix(entries: &[Entry<'_>]) -> usize {
     let mut used = first.len();
     let mut previous = *first;
     for (key, value) in rest {
-        let value = if is_long(key, value) { 12 } else { value.len() };
+        let value = match is_long(key, value) {
+            true => OVERFLOW_REF_BYTES + COPIED_BYTES,
+            false => value.len(),
+        };
         let next = common_prefix((first, &[]), (key, &[]));
         used += SLOT_BYTES + 2 + key.len().saturating_sub(next) + value;
         if used > BODY_BYTES || *key <= previous {

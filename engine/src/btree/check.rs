@@ -10,7 +10,7 @@
 use super::branch::{Child, plus};
 use super::meta::{META_PAGES, Meta};
 use super::page::{PAGE_BYTES, Page, validate};
-use super::pager::{Pager, View, disk_error, run_pages};
+use super::pager::{Pager, View, disk_error};
 use super::path::MAX_DEPTH;
 use super::slotted::joined;
 use super::space::{Extent, Space};
@@ -206,15 +206,18 @@ impl<'v> Walk<'v> {
         if has_overflow && !page.has_overflow() {
             return Err(self.wrong(page.number(), "denies its long values"));
         }
-        for overflow in page.overflows() {
+        for long in page.long_values() {
+            let overflow = long.run;
             let first = self.view.run(overflow.page)?;
             self.identity(first, overflow.page, page.birth())?;
-            self.view.run_value(overflow)?;
+            if !self.view.run_value(overflow)?.starts_with(long.copied()) {
+                return Err(self.wrong(page.number(), "has another beginning of a long value"));
+            }
             let durable = first.birth() <= self.durable;
             if durable && first.stored_checksum() != self.view.run_checksum(overflow)? {
                 return Err(self.wrong(overflow.page, "starts a run with a wrong checksum"));
             }
-            let pages = run_pages(overflow.length as usize);
+            let pages = overflow.pages();
             self.mark(Extent {
                 page: overflow.page,
                 pages,

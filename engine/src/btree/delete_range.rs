@@ -173,8 +173,9 @@ impl Writer<'_, '_> {
             return Ok(());
         }
         for index in range {
-            if let Value::Overflow(overflow) = self.pages.page(number)?.value(index) {
-                self.pages.free_run(overflow)?;
+            if let Value::Long(long) = self.pages.page(number)?.value(index) {
+                let run = long.run;
+                self.pages.free_run(run);
             }
         }
         Ok(())

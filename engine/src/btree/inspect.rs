@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::branch::plus;
 use super::free_map::{directory_of, is_bit_set};
-use super::leaf::Value;
+use super::leaf::{OverflowRef, Value};
 use super::meta::{Found, META_PAGES, Meta};
 use super::page::{self, BODY_BYTES, Kind, PAGE_BYTES, Page, validate};
 use super::pager::{disk_error, run_pages};
@@ -92,8 +92,10 @@ pub enum Payload {
     Run {
         /// Its first page.
         page: u64,
-        /// Bytes of the value.
+        /// Bytes of the value in it.
         length: u32,
+        /// Those before them, which are in this page.
+        before: Vec<u8>,
     },
     /// A child.
     Child {
@@ -392,9 +394,10 @@ fn slots(page: &Page) -> Vec<(Vec<u8>, Payload)> {
         }
         false => match page.value(index) {
             Value::Inline(bytes) => Payload::Inline(bytes.to_vec()),
-            Value::Overflow(overflow) => Payload::Run {
-                page: overflow.page,
-                length: overflow.length,
+            Value::Long(long) => Payload::Run {
+                page: long.run.page,
+                length: long.run.length,
+                before: long.before().to_vec(),
             },
         },
     };
@@ -440,9 +443,7 @@ impl TreeWalk<'_> {
         if page.is_leaf() {
             self.view.leaves += 1;
             self.view.leaf_bytes += used;
-            for overflow in page.overflows() {
-                self.run(overflow.page, overflow.length as usize);
-            }
+            page.long_values().for_each(|long| self.run(long.run));
             return page.own_sums();
         }
         self.view.branches += 1;
@@ -490,16 +491,24 @@ impl TreeWalk<'_> {
         Ok(page)
     }
 
-    fn run(&mut self, number: u64, length: usize) {
-        let pages = run_pages(length);
+    fn run(&mut self, run: OverflowRef) {
+        let OverflowRef {
+            page: number,
+            birth,
+            length,
+        } = run;
+        let pages = run.pages();
         self.view.runs += 1;
         self.view.run_pages += pages;
         let inspector = self.inspector;
         let checked = inspector.read(number, pages).and_then(|bytes| {
             page::decode(&bytes, number).map_err(|what| inspector.damaged(number, what))?;
             let page = Page::parse(&bytes);
-            if page.kind() != Some(Kind::Overflow) || page.run_length() != length {
-                let what = format!("starts no run of {length} bytes");
+            let is_it = page.kind() == Some(Kind::Overflow)
+                && page.birth() == birth
+                && page.run_length() == length as usize;
+            if !is_it {
+                let what = format!("starts no run of {length} bytes of state {birth}");
                 return Err(inspector.damaged(number, what));
             }
             Ok(())

@@ -25,7 +25,7 @@ use crate::backend::{Applied, MAX_TREES, Sums};
 pub(super) const META_PAGES: u64 = 2;
 
 const MAGIC: [u8; 8] = *b"VARVEBT\0";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const SECTOR_BYTES: usize = 512;
 const ROOTS: usize = 64;
 const ROOT_BYTES: usize = 24;

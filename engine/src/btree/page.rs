@@ -23,6 +23,8 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::leaf::{COPIED_BYTES, LongValue, OVERFLOW_REF_BYTES};
+
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = 4096;
 /// Bytes of the header of every page.
@@ -63,7 +65,7 @@ const _: () = {
     assert!(size_of::<Page>() == PAGE_BYTES);
     // Two cells of the largest size fit a leaf.
     assert!(2 * (SLOT_BYTES + CELL_LENGTH_BYTES + MAX_INLINE_ENTRY_BYTES) <= BODY_BYTES);
-    assert!(MAX_KEY_BYTES + super::leaf::OVERFLOW_REF_BYTES <= MAX_INLINE_ENTRY_BYTES);
+    assert!(MAX_KEY_BYTES + OVERFLOW_REF_BYTES + COPIED_BYTES <= MAX_INLINE_ENTRY_BYTES);
     // FORMAT.md says it.
     assert!(MAX_INLINE_ENTRY_BYTES == 2022);
     // Three children, of which the first has no key, fit a branch.
@@ -369,6 +371,10 @@ pub(super) fn validate(page: &Page) -> Result<(), String> {
     }
 }
 
+fn is_reference(payload: &[u8]) -> bool {
+    payload.len() >= OVERFLOW_REF_BYTES && LongValue::decode(payload).is_whole()
+}
+
 fn validate_slotted(page: &Page) -> Result<(), String> {
     let (count, heap, prefix_len) = (page.count(), page.heap(), page.prefix_len());
     let slots_end = page.slot_offset(count);
@@ -401,12 +407,12 @@ fn validate_slotted(page: &Page) -> Result<(), String> {
             ));
         }
         used += cell;
-        let payload = page.payload(index).len();
+        let payload = page.payload(index);
         if page.is_branch() {
-            if payload != super::branch::CHILD_BYTES || (index == 0 && key_len != 0) {
+            if payload.len() != super::branch::CHILD_BYTES || (index == 0 && key_len != 0) {
                 return Err(format!("has a malformed child {index}"));
             }
-        } else if page.payload_is_overflow(index) && payload != super::leaf::OVERFLOW_REF_BYTES {
+        } else if page.payload_is_overflow(index) && !is_reference(payload) {
             return Err(format!("has a malformed reference at slot {index}"));
         }
         // A branch's first child has no key.

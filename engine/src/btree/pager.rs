@@ -13,11 +13,12 @@
 //!   pages that this process makes.
 #![allow(unsafe_code)] // pages are shared memory; the protocol above guards them
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::leaf::OverflowRef;
+use super::leaf::{LongValue, OverflowRef};
 use super::page::{self, HEADER_BYTES, Kind, PAGE_BYTES, Page};
 use super::readers::Pin;
 use crate::backend::{BackendError, DamageLog, Result};
@@ -234,14 +235,16 @@ impl Pager {
     }
 
     /// Has a page in memory that is about to be written to, and whose content
-    /// nobody needs: written as part of a file it is not read first.
-    pub(super) fn bring_in_free(&self, number: u64) -> Result<()> {
+    /// nobody needs: written as part of a file it is not read first. Whether it was
+    /// not there.
+    pub(super) fn bring_in_free(&self, number: u64) -> Result<bool> {
         const EMPTY: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
         if self.is_resident(number) {
-            return Ok(());
+            return Ok(false);
         }
         let written = self.file.write_at(&EMPTY, number * PAGE_BYTES as u64);
-        written.map_err(disk_error)
+        written.map_err(disk_error)?;
+        Ok(true)
     }
 
     fn is_resident(&self, number: u64) -> bool {
@@ -406,14 +409,27 @@ impl<'v> View<'v> {
         Ok(unsafe { &*self.pager.address(number) })
     }
 
-    /// The value that an overflow run holds.
+    /// What an overflow run holds.
     pub(super) fn run_value(&self, overflow: OverflowRef) -> Result<&'v [u8]> {
         let page = self.run(overflow.page)?;
-        if page.kind() != Some(Kind::Overflow) || page.run_length() != overflow.length as usize {
-            let what = format!("is no run of {} bytes", overflow.length);
+        let OverflowRef { birth, length, .. } = overflow;
+        let is_it = page.kind() == Some(Kind::Overflow)
+            && page.birth() == birth
+            && page.run_length() == length as usize;
+        if !is_it {
+            let what = format!("is no run of {length} bytes of state {birth}");
             return Err(self.pager.damaged(overflow.page, what));
         }
         Ok(self.run_bytes(overflow.page, page))
+    }
+
+    /// The whole of a long value.
+    pub(super) fn long_value(&self, long: &LongValue<'_>) -> Result<Cow<'v, [u8]>> {
+        let run = self.run_value(long.run)?;
+        Ok(match long.before() {
+            [] => Cow::Borrowed(run),
+            before => Cow::Owned([before, run].concat()),
+        })
     }
 
     /// The checksum that a run's content has.

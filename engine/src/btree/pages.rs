@@ -3,7 +3,9 @@
 //! Invariant: a page born in the open batch has only such pages above it, so
 //! to know that a path may be changed in place it is enough to look at its leaf.
 
-use super::leaf::OverflowRef;
+use std::borrow::Cow;
+
+use super::leaf::{LongValue, OverflowRef, is_long};
 use super::page::{Kind, Page};
 use super::pager::{BatchToken, Pager, View, run_pages};
 use super::path::Step;
@@ -15,6 +17,13 @@ use crate::backend::{BackendError, Result};
 /// Pages taken from the shared space at a time.
 const POOL_PAGES: usize = 32;
 
+/// A value as its leaf has it.
+pub(super) struct Payload<'p> {
+    pub(super) bytes: Cow<'p, [u8]>,
+    /// Whether that is a reference to a run.
+    pub(super) is_long: bool,
+}
+
 /// The pages of the open batch.
 #[derive(Debug)]
 pub(super) struct Pages<'b> {
@@ -23,7 +32,7 @@ pub(super) struct Pages<'b> {
     /// Taken and not used yet, or not any more; the lowest last.
     pool: Vec<u64>,
     leftovers: Leftovers,
-    /// Whether pages were found that are not in memory.
+    /// Whether pages were found that are not in memory, in this batch or lately.
     is_cold: bool,
 }
 
@@ -34,7 +43,7 @@ impl<'b> Pages<'b> {
             token: BatchToken::new(birth),
             pool: Vec::new(),
             leftovers: Leftovers::default(),
-            is_cold: false,
+            is_cold: shared.was_cold_before(birth),
         }
     }
 
@@ -61,6 +70,11 @@ impl<'b> Pages<'b> {
         self.shared.set_cold(self.birth());
     }
 
+    /// Whether there is reason to ask whether pages are in memory.
+    pub(super) fn is_cold(&self) -> bool {
+        self.is_cold
+    }
+
     /// Whether to look at a page would wait for the disk, as far as the batch has
     /// reason to ask.
     pub(super) fn is_absent(&self, number: u64) -> bool {
@@ -78,8 +92,8 @@ impl<'b> Pages<'b> {
             engine: super::NAME,
             message: "no free page was found".to_owned(),
         })?;
-        if self.is_cold {
-            self.pager().bring_in_free(page)?;
+        if self.is_cold && self.pager().bring_in_free(page)? {
+            self.set_cold();
         }
         Ok(page)
     }
@@ -186,8 +200,17 @@ impl<'b> Pages<'b> {
         self.leftovers.freed.push(Freed { extent, birth });
     }
 
-    /// Writes a long value to a run of its own.
-    pub(super) fn create_run(&mut self, value: &[u8]) -> Result<OverflowRef> {
+    /// What a leaf has of `value`; a long one is written to a run.
+    pub(super) fn payload<'p>(&mut self, key: &[u8], value: &'p [u8]) -> Result<Payload<'p>> {
+        let is_long = is_long(key, value);
+        let bytes = match is_long {
+            true => Cow::Owned(LongValue::payload_of(self.create_run(value)?, value)),
+            false => Cow::Borrowed(value),
+        };
+        Ok(Payload { bytes, is_long })
+    }
+
+    fn create_run(&mut self, value: &[u8]) -> Result<OverflowRef> {
         let pager = self.pager();
         let pages = run_pages(value.len());
         let extent = {
@@ -198,29 +221,28 @@ impl<'b> Pages<'b> {
         pager.write_run(&self.token, extent.page, value)?;
         Ok(OverflowRef {
             page: extent.page,
+            birth: self.birth(),
             length: value.len() as u32,
         })
     }
 
-    /// Frees the run of a value that was replaced or removed.
-    pub(super) fn free_run(&mut self, overflow: OverflowRef) -> Result<()> {
-        let birth = self.view().run(overflow.page)?.birth();
+    /// Frees the run of a value that was replaced or removed. It is not looked at.
+    pub(super) fn free_run(&mut self, run: OverflowRef) {
         let extent = Extent {
-            page: overflow.page,
-            pages: run_pages(overflow.length as usize),
+            page: run.page,
+            pages: run.pages(),
         };
-        if birth == self.birth() {
+        if run.birth == self.birth() {
             self.leftovers.unused.push(extent);
         } else {
-            self.let_go(extent, birth);
+            self.let_go(extent, run.birth);
         }
-        Ok(())
     }
 
     /// Moves a run that reaches to page `cut` or beyond before it; none if it
     /// need not be moved, or there is no room.
     pub(super) fn move_run(&mut self, old: OverflowRef, cut: u64) -> Result<Option<OverflowRef>> {
-        if old.page + old.pages() <= cut {
+        if old.end() <= cut {
             return Ok(None);
         }
         let new = {
@@ -234,9 +256,10 @@ impl<'b> Pages<'b> {
         let pager = self.pager();
         let value = pager.working(&self.token).run_value(old)?;
         pager.write_run(&self.token, new.page, value)?;
-        self.free_run(old)?;
+        self.free_run(old);
         Ok(Some(OverflowRef {
             page: new.page,
+            birth: self.birth(),
             ..old
         }))
     }

@@ -9,6 +9,7 @@
 use super::leaf::{OverflowRef, Value};
 use super::page::Page;
 use super::pager::View;
+use super::pages::Pages;
 use super::path::MAX_DEPTH;
 use super::state::Root;
 
@@ -63,46 +64,47 @@ const MOST_RUN_PAGES: u64 = 8192;
 /// The leaf of one of so many keys tells whether others may be absent too.
 const SAMPLE: usize = 32;
 
-/// Starts reading the pages on the way to `keys` that are not in memory, and those
-/// of long values there; whether there were any. Waits for branches, and where there
-/// are long values for leaves, and for those of one level at a time.
-pub(super) fn read_ahead(view: View<'_>, root: &Root, keys: &[&[u8]]) -> bool {
+/// Starts reading the pages on the way to `keys` that are not in memory, with
+/// `whole` those of long values as well; whether there were any. Waits for branches,
+/// where long values are asked for also for leaves, and for those of one level at a
+/// time. A few keys are looked at first, unless the store is known to be cold.
+pub(super) fn read_ahead(pages: &Pages<'_>, root: &Root, keys: &[&[u8]], whole: bool) -> bool {
     if root.page == 0 {
         return false;
     }
+    let view = pages.view();
     let Ok(top) = view.page(root.page) else {
         return false;
     };
-    let mut sample: Vec<_> = keys.iter().step_by(SAMPLE).map(|_| root.page).collect();
-    for _ in 0..top.level() {
-        let keys = keys.iter().step_by(SAMPLE);
-        sample
-            .iter_mut()
-            .zip(keys)
-            .for_each(|(lane, key)| go_down(view, lane, key));
-    }
+    let whole = whole && top.has_overflow();
     let is_absent = |run: OverflowRef| !view.is_resident(run.page);
-    let keys_of_sample = keys.iter().step_by(SAMPLE);
-    let is_all_there = sample.iter().zip(keys_of_sample).all(|(leaf, key)| {
-        view.is_resident(*leaf) && !run_of(view, *leaf, key).is_some_and(is_absent)
-    });
-    if is_all_there {
-        return false;
+    if !pages.is_cold() {
+        let is_there = |key: &&[u8]| {
+            let mut leaf = root.page;
+            (0..top.level()).for_each(|_| go_down(view, &mut leaf, key));
+            view.is_resident(leaf) && !(whole && run_of(view, leaf, key).is_some_and(is_absent))
+        };
+        if keys.iter().step_by(SAMPLE).all(is_there) {
+            return false;
+        }
     }
+    let mut some_absent = false;
     let mut lanes = vec![root.page; keys.len()];
     for _ in 0..top.level() {
         for (lane, key) in lanes.iter_mut().zip(keys) {
             go_down(view, lane, key);
             if !view.is_resident(*lane) {
+                some_absent = true;
                 view.will_need(*lane, 1);
             }
         }
     }
-    if top.has_overflow() {
+    if whole {
         let runs = lanes.iter().zip(keys);
         let runs = runs.filter_map(|(leaf, key)| run_of(view, *leaf, key));
         let mut pages = MOST_RUN_PAGES;
         for run in runs.filter(|run| is_absent(*run)) {
+            some_absent = true;
             if pages < run.pages() {
                 break;
             }
@@ -110,7 +112,7 @@ pub(super) fn read_ahead(view: View<'_>, root: &Root, keys: &[&[u8]]) -> bool {
             view.will_need(run.page, run.pages());
         }
     }
-    true
+    some_absent
 }
 
 /// The long value of `key` in a leaf, if it is one; none in a damaged leaf.
@@ -120,7 +122,7 @@ fn run_of(view: View<'_>, leaf: u64, key: &[u8]) -> Option<OverflowRef> {
         return None;
     }
     match page.value(page.find(key).ok()?) {
-        Value::Overflow(run) => Some(run),
+        Value::Long(long) => Some(long.run),
         Value::Inline(_) => None,
     }
 }

@@ -1,5 +1,6 @@
 //! Reading: one key, and ranges in either direction.
 
+use std::borrow::Cow;
 use std::ops::{Bound, ControlFlow};
 
 use super::leaf::Value;
@@ -7,10 +8,10 @@ use super::page::Page;
 use super::pager::{View, prefetch_cells};
 use super::path::MAX_DEPTH;
 use super::state::Root;
-use crate::backend::{Bounds, Direction, Result, Visitor, is_empty};
+use crate::backend::{Bounds, Direction, Peek, PeekVisitor, Result, Visitor, is_empty};
 
-/// The value of `key`.
-pub(super) fn get<'v>(view: View<'v>, root: &Root, key: &[u8]) -> Result<Option<&'v [u8]>> {
+/// Where the value of `key` is.
+pub(super) fn find<'v>(view: View<'v>, root: &Root, key: &[u8]) -> Result<Option<Value<'v>>> {
     if root.page == 0 {
         return Ok(None);
     }
@@ -20,7 +21,7 @@ pub(super) fn get<'v>(view: View<'v>, root: &Root, key: &[u8]) -> Result<Option<
             let Ok(index) = page.find(key) else {
                 return Ok(None);
             };
-            return value(view, page, index).map(Some);
+            return Ok(Some(page.value(index)));
         }
         let child = page.child_page(page.child_for(key));
         view.prefetch(child);
@@ -29,12 +30,24 @@ pub(super) fn get<'v>(view: View<'v>, root: &Root, key: &[u8]) -> Result<Option<
     Err(view.too_deep(page.number()))
 }
 
-/// The value of a leaf's entry.
+/// All of a value.
 #[inline]
-pub(super) fn value<'v>(view: View<'v>, page: &'v Page, index: usize) -> Result<&'v [u8]> {
-    match page.value(index) {
-        Value::Inline(bytes) => Ok(bytes),
-        Value::Overflow(overflow) => view.run_value(overflow),
+pub(super) fn whole<'v>(view: View<'v>, value: &Value<'v>) -> Result<Cow<'v, [u8]>> {
+    match value {
+        Value::Inline(bytes) => Ok(Cow::Borrowed(bytes)),
+        Value::Long(long) => view.long_value(long),
+    }
+}
+
+/// What a leaf has of a value.
+#[inline]
+pub(super) fn peek<'v>(value: &Value<'v>) -> Peek<'v> {
+    match value {
+        Value::Inline(bytes) => Peek::whole(*bytes),
+        Value::Long(long) => Peek {
+            bytes: Cow::Borrowed(long.beginning),
+            length: long.len(),
+        },
     }
 }
 
@@ -148,6 +161,34 @@ pub(super) fn scan(
     direction: Direction,
     visit: &mut Visitor<'_>,
 ) -> Result<()> {
+    walk(view, root, bounds, direction, &mut |key, value| {
+        Ok(match value {
+            Value::Inline(bytes) => visit(key, bytes),
+            Value::Long(long) => visit(key, &view.long_value(long)?),
+        })
+    })
+}
+
+/// The same, with what leaves have of the values.
+pub(super) fn peek_scan(
+    view: View<'_>,
+    root: &Root,
+    bounds: Bounds<'_>,
+    direction: Direction,
+    visit: &mut PeekVisitor<'_>,
+) -> Result<()> {
+    walk(view, root, bounds, direction, &mut |key, value| {
+        Ok(visit(key, peek(value)))
+    })
+}
+
+fn walk(
+    view: View<'_>,
+    root: &Root,
+    bounds: Bounds<'_>,
+    direction: Direction,
+    visit: &mut impl FnMut(&[u8], &Value<'_>) -> Result<ControlFlow<()>>,
+) -> Result<()> {
     if root.page == 0 || is_empty(bounds) {
         return Ok(());
     }
@@ -181,10 +222,10 @@ pub(super) fn scan(
         key.extend_from_slice(page.prefix());
         let prefix = key.len();
         let mut visit_slot = |index| -> Result<ControlFlow<()>> {
-            let (suffix, value) = entry(view, page, index)?;
+            let (suffix, value) = page.entry(index);
             key.truncate(prefix);
             key.extend_from_slice(suffix);
-            Ok(visit(&key, value))
+            visit(&key, &value)
         };
         let flow = match direction {
             Direction::Forward => visit_all(range, &mut visit_slot)?,
@@ -196,15 +237,6 @@ pub(super) fn scan(
         leaf = walk.next()?;
     }
     Ok(())
-}
-
-/// The key after the page's prefix, and the value, of a leaf's entry.
-#[inline]
-fn entry<'v>(view: View<'v>, page: &'v Page, index: usize) -> Result<(&'v [u8], &'v [u8])> {
-    match page.entry(index) {
-        (suffix, Value::Inline(bytes)) => Ok((suffix, bytes)),
-        (suffix, Value::Overflow(overflow)) => Ok((suffix, view.run_value(overflow)?)),
-    }
 }
 
 fn visit_all(

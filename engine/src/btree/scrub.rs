@@ -196,10 +196,10 @@ impl Walk<'_> {
         }
         let start = page.find(from).unwrap_or_else(|index| index);
         for index in start..page.count() {
-            let Value::Overflow(overflow) = page.value(index) else {
+            let Value::Long(long) = page.value(index) else {
                 continue;
             };
-            self.run(overflow, page.birth());
+            self.run(long.run);
             if !self.has_budget() && index + 1 < page.count() {
                 return Some(joined(page.key_parts(index + 1)));
             }
@@ -207,7 +207,7 @@ impl Walk<'_> {
         None
     }
 
-    fn run(&mut self, overflow: OverflowRef, parent_birth: u64) {
+    fn run(&mut self, overflow: OverflowRef) {
         let (first, pages) = (overflow.page, overflow.pages());
         let mut left = HEADER_BYTES + overflow.length as usize;
         let (mut stored, mut actual) = (0, 0);
@@ -223,12 +223,13 @@ impl Walk<'_> {
                 let head = Page::parse(&self.buffer);
                 let is_it = head.kind() == Some(Kind::Overflow)
                     && head.number() == first
-                    && head.birth() <= parent_birth
+                    && head.birth() == overflow.birth
                     && head.run_length() == overflow.length as usize;
                 stored = page::stored_checksum(bytes);
                 bytes = &bytes[CRC_BYTES..];
                 if !is_it {
-                    let what = format!("does not start a run of {} bytes", overflow.length);
+                    let OverflowRef { birth, length, .. } = overflow;
+                    let what = format!("starts no run of {length} bytes of state {birth}");
                     return self.damaged(first, what);
                 }
             }

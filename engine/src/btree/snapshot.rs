@@ -3,13 +3,15 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use super::pager::View;
 use super::read;
 use super::readers::Pin;
 use super::state::Root;
 use super::store::Shared;
 use super::sums;
 use crate::backend::{
-    Applied, BackendError, Bounds, Direction, Read, Result, Snapshot, Sums, TreeId, Visitor,
+    Applied, BackendError, Bounds, Direction, Peek, PeekVisitor, Read, Result, Snapshot, Sums,
+    TreeId, Visitor,
 };
 
 /// Holds a state: its pages stay as they are until this is dropped.
@@ -26,6 +28,11 @@ impl BtreeSnapshot {
             pin: shared.readers().pin(),
         }
     }
+
+    fn tree(&self, tree: TreeId) -> Result<(View<'_>, &Root)> {
+        let view = self.shared.pager().pinned(&self.pin);
+        Ok((view, root_of(&self.pin.state().roots, tree)?))
+    }
 }
 
 pub(super) fn root_of(roots: &[Root], tree: TreeId) -> Result<&Root> {
@@ -35,9 +42,14 @@ pub(super) fn root_of(roots: &[Root], tree: TreeId) -> Result<&Root> {
 
 impl Read for BtreeSnapshot {
     fn get(&self, tree: TreeId, key: &[u8]) -> Result<Option<Cow<'_, [u8]>>> {
-        let view = self.shared.pager().pinned(&self.pin);
-        let value = read::get(view, root_of(&self.pin.state().roots, tree)?, key)?;
-        Ok(value.map(Cow::Borrowed))
+        let (view, root) = self.tree(tree)?;
+        let value = read::find(view, root, key)?;
+        value.map(|value| read::whole(view, &value)).transpose()
+    }
+
+    fn peek(&self, tree: TreeId, key: &[u8]) -> Result<Option<Peek<'_>>> {
+        let (view, root) = self.tree(tree)?;
+        Ok(read::find(view, root, key)?.as_ref().map(read::peek))
     }
 
     fn scan(
@@ -47,14 +59,24 @@ impl Read for BtreeSnapshot {
         direction: Direction,
         visit: &mut Visitor<'_>,
     ) -> Result<()> {
-        let view = self.shared.pager().pinned(&self.pin);
-        let root = root_of(&self.pin.state().roots, tree)?;
+        let (view, root) = self.tree(tree)?;
         read::scan(view, root, bounds, direction, visit)
     }
 
+    fn peek_scan(
+        &self,
+        tree: TreeId,
+        bounds: Bounds<'_>,
+        direction: Direction,
+        visit: &mut PeekVisitor<'_>,
+    ) -> Result<()> {
+        let (view, root) = self.tree(tree)?;
+        read::peek_scan(view, root, bounds, direction, visit)
+    }
+
     fn sums(&self, tree: TreeId, bounds: Bounds<'_>) -> Result<Sums> {
-        let view = self.shared.pager().pinned(&self.pin);
-        sums::within(view, root_of(&self.pin.state().roots, tree)?, bounds)
+        let (view, root) = self.tree(tree)?;
+        sums::within(view, root, bounds)
     }
 }
 

@@ -111,6 +111,13 @@ impl Shared {
         self.cold.load(SeqCst) > self.begun()
     }
 
+    /// Whether one of the last batches before state `number` met such pages.
+    pub(super) fn was_cold_before(&self, number: u64) -> bool {
+        const BATCHES: u64 = 64;
+        let last = self.cold.load(SeqCst);
+        last > 0 && number - last <= BATCHES
+    }
+
     /// The state of the last durable checkpoint, and how far it applies.
     pub(super) fn durable(&self) -> (u64, Applied) {
         let applied = lock(&self.durable_applied);

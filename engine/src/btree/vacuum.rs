@@ -179,15 +179,21 @@ impl Pass {
         }
         if has_overflow {
             budget.visits = budget.visits.saturating_sub(1);
+            if pages.is_cold() {
+                let view = pages.view();
+                let runs = view.page(number)?.long_values().map(|long| long.run);
+                runs.filter(|run| run.end() > self.cut && !view.is_resident(run.page))
+                    .for_each(|run| view.will_need(run.page, run.pages()));
+            }
             for index in 0..pages.page(number)?.count() {
-                let Value::Overflow(old) = pages.page(number)?.value(index) else {
+                let Value::Long(long) = pages.page(number)?.value(index) else {
                     continue;
                 };
+                let old = long.run;
                 // A run for which there is no room before the cut stays.
                 if let Some(new) = pages.move_run(old, self.cut)? {
                     number = pages.writable(number)?;
-                    let payload = pages.page_mut(number).payload_mut(index);
-                    payload.copy_from_slice(&new.encode());
+                    new.replace_in(pages.page_mut(number).payload_mut(index));
                     budget.pages = budget.pages.saturating_sub(old.pages());
                 }
             }

@@ -4,10 +4,10 @@
 //! batch's own. Bottom-up on the way back: sums, and splits or merges.
 
 use super::branch::{Child, Delta, minus, plus};
-use super::leaf::{Value, is_long};
+use super::leaf::{LongValue, Value};
 use super::merge;
 use super::page::{Kind, MAX_KEY_BYTES, MAX_VALUE_BYTES};
-use super::pages::Pages;
+use super::pages::{Pages, Payload};
 use super::path::{Path, Place, Step};
 use super::slotted::NewCell;
 use super::spill;
@@ -43,31 +43,72 @@ impl Writer<'_, '_> {
     /// Sets `key` to `value`.
     pub(super) fn put(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
         check_length(key, value)?;
+        self.go_to(key)?;
+        if self.overwrite(value) {
+            return Ok(());
+        }
+        let removed = self.remove_old()?;
+        let payload = self.pages.payload(key, value)?;
+        self.insert(key, value.len(), &payload, removed)
+    }
+
+    /// As [`Writer::put`] of a key that has a long value, whose run goes on to be
+    /// used: the payload that referred to it.
+    pub(super) fn put_beside(&mut self, key: &[u8], value: &[u8]) -> Result<Vec<u8>> {
+        self.go_to(key)?;
+        let leaf = self.place.path.leaf();
+        let page = self.pages.page_mut(leaf.page);
+        let former = page.payload(leaf.index).to_vec();
+        let removed = page.leaf_sums(leaf.index..leaf.index + 1);
+        page.remove_cell(leaf.index);
+        let payload = self.pages.payload(key, value)?;
+        self.insert(key, value.len(), &payload, removed)?;
+        Ok(former)
+    }
+
+    /// Sets `key` to `head` and what `long` is, which nothing else refers to any more.
+    pub(super) fn put_behind(
+        &mut self,
+        key: &[u8],
+        head: &[u8],
+        long: &LongValue<'_>,
+    ) -> Result<()> {
+        self.go_to(key)?;
+        let removed = self.remove_old()?;
+        let payload = Payload {
+            bytes: long.encode(head).into(),
+            is_long: true,
+        };
+        self.insert(key, head.len() + long.len(), &payload, removed)
+    }
+
+    /// Goes to where `key` is or belongs, and makes the pages there the batch's own.
+    fn go_to(&mut self, key: &[u8]) -> Result<()> {
         if self.root.page == 0 {
             self.root.page = self.pages.create(Kind::Leaf, 0)?;
             self.place.valid = false;
         }
         self.place.go(self.pages.view(), self.root.page, key)?;
-        self.make_path_writable()?;
-        if self.overwrite(value) {
-            return Ok(());
-        }
-        let removed = self.remove_old()?;
+        self.make_path_writable()
+    }
+
+    /// Inserts a cell where the writer is, for a value of `length` bytes; `removed`
+    /// was there before.
+    fn insert(
+        &mut self,
+        key: &[u8],
+        length: usize,
+        payload: &Payload<'_>,
+        removed: Sums,
+    ) -> Result<()> {
         let added = Sums {
             entries: 1,
-            bytes: (key.len() + value.len()) as u64,
+            bytes: (key.len() + length) as u64,
         };
-        let overflow = is_long(key, value);
-        let reference;
-        let payload = if overflow {
-            reference = self.pages.create_run(value)?.encode();
-            &reference
-        } else {
-            value
-        };
+        let overflow = payload.is_long;
         let cell = NewCell {
             key,
-            payload,
+            payload: &payload.bytes,
             overflow,
         };
         let leaf = self.place.path.leaf();
@@ -145,8 +186,9 @@ impl Writer<'_, '_> {
         let leaf = self.place.path.leaf();
         let page = self.pages.page(leaf.page)?;
         let sums = page.leaf_sums(leaf.index..leaf.index + 1);
-        if let Value::Overflow(overflow) = page.value(leaf.index) {
-            self.pages.free_run(overflow)?;
+        if let Value::Long(long) = page.value(leaf.index) {
+            let run = long.run;
+            self.pages.free_run(run);
         }
         self.pages.page_mut(leaf.page).remove_cell(leaf.index);
         Ok(sums)

@@ -211,7 +211,7 @@ impl Machine for Map {
         let mut ahead = Lookahead::new(raw(batches));
         for batch in batches {
             let read = decode(batch.payload, |command| {
-                ahead.step(&mut *changes, TREE);
+                ahead.step(&mut *changes, TREE, false);
                 match command {
                     Command::Put(put) => changes.put(TREE, put.key, put.value)?,
                     Command::DeleteRange(delete) => match delete.range() {

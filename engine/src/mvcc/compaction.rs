@@ -19,13 +19,13 @@ use std::ops::{Bound, ControlFlow};
 use varve_types::ApiError;
 
 use super::error::{MvccError, Result};
-use super::history::{decode, decode_change, scan};
+use super::history::{decode, decode_change, peek_scan, scan};
 use super::keys::{LogKey, Revision};
 use super::options::CompactBudget;
-use super::record::ChangeKind;
+use super::record::{Change, ChangeKind};
 use super::state::State;
 use super::{DEAD, LOG};
-use crate::backend::{Batch, Bounds, Direction};
+use crate::backend::{Batch, Bounds, Direction, Read};
 
 /// Marks everything below `revision` as gone.
 pub(super) fn compact(state: &mut State, revision: i64) -> std::result::Result<(), ApiError> {
@@ -109,29 +109,29 @@ fn drop_below(batch: &mut dyn Batch, kept: Revision, budget: &mut Budget) -> Res
     let mut tombstones = Vec::new();
     let mut last: Option<LogKey> = None;
     let mut done = true;
-    scan(
-        &*batch,
-        LOG,
-        bounds,
-        Direction::Forward,
-        &mut |key, bytes| {
-            if budget.is_spent() {
-                done = false;
-                return Ok(ControlFlow::Break(()));
-            }
-            let revision = revision_of(key)?;
-            let change = decode_change(revision, bytes)?;
-            if change.kind == ChangeKind::Delete {
-                tombstones.push(Tombstone {
-                    key: change.key.to_vec(),
-                    revision,
-                });
-            }
-            budget.spend(key.len() + bytes.len());
-            last = Some(revision.log_key());
-            Ok(ControlFlow::Continue(()))
-        },
-    )?;
+    let read: &dyn Read = &*batch;
+    peek_scan(read, LOG, bounds, Direction::Forward, &mut |key, found| {
+        if budget.is_spent() {
+            done = false;
+            return Ok(ControlFlow::Break(()));
+        }
+        let revision = revision_of(key)?;
+        budget.spend(key.len() + found.length);
+        let mut bytes = found.bytes;
+        if bytes.len() < found.length && Change::decode(&bytes).is_none() {
+            // The key that was deleted is a long one.
+            bytes = read.get(LOG, key)?.unwrap_or_default().into_owned().into();
+        }
+        let change = decode_change(revision, &bytes)?;
+        if change.kind == ChangeKind::Delete {
+            tombstones.push(Tombstone {
+                key: change.key.to_vec(),
+                revision,
+            });
+        }
+        last = Some(revision.log_key());
+        Ok(ControlFlow::Continue(()))
+    })?;
     bury_for_good(batch, &tombstones)?;
     if let Some(last) = last {
         batch.delete_range(LOG, (Bound::Unbounded, Bound::Included(&last)))?;

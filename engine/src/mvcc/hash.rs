@@ -20,6 +20,22 @@ const MARKS_BYTES: usize = 8 + 4 + 8 + 8 + 8 + 16;
 /// Keys up to this length are hashed without an allocation.
 const SHORT_KEY_BYTES: usize = 256 - MARKS_BYTES;
 
+/// Key and value of so many bytes make a record keep its hash. Less than what any
+/// engine keeps beside the key: see [`Peek`].
+///
+/// [`Peek`]: crate::backend::Peek
+const LONG_BYTES: usize = 1024;
+
+/// Whether the record of a live key has its hash with it.
+pub(super) fn keeps_hash(key: &[u8], value: &[u8]) -> bool {
+    key.len() + value.len() >= LONG_BYTES
+}
+
+/// The hash of a record, without a look at the value where it is kept.
+pub(super) fn kept_hash(key: &[u8], record: &Record<'_>) -> u128 {
+    record.hash.unwrap_or_else(|| record_hash(key, record))
+}
+
 /// What a live record adds to the state hash; a tombstone adds nothing.
 pub(super) fn record_hash(key: &[u8], record: &Record<'_>) -> u128 {
     if !record.live {
@@ -61,6 +77,7 @@ mod tests {
                 version: 2,
                 lease: 0,
                 value,
+                hash: None,
             }),
         };
         version.encode(None, &mut bytes).unwrap();

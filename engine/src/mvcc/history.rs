@@ -26,7 +26,7 @@ use super::keys::Revision;
 use super::pace::Pace;
 use super::record::{Change, Record};
 use super::{DEAD, LATEST, LOG};
-use crate::backend::{Bounds, Direction, Read, Sums, TreeId};
+use crate::backend::{Bounds, Direction, Peek, Read, Sums, TreeId};
 
 /// A version that was found, in the bytes that hold it.
 pub(super) struct Version<'r> {
@@ -99,10 +99,9 @@ pub(super) fn older_version<'r>(
     loop {
         let log_key = step.log_key();
         let damaged = |what| MvccError::damaged(LOG, &log_key, what);
-        let bytes = read
-            .get(LOG, &log_key)?
+        let found = peek(read, LOG, &log_key, has_both_marks)?
             .ok_or_else(|| damaged("missing, but a newer version names it"))?;
-        let change = decode_change(step, &bytes)?;
+        let change = decode_change(step, &found.bytes)?;
         if change.key != key {
             return Err(damaged("a change of another key than the newer version's"));
         }
@@ -116,7 +115,11 @@ pub(super) fn older_version<'r>(
             step = next_step(&replaced, target).ok_or_else(|| damaged("anchors that are none"))?;
             continue;
         }
-        let record_at = bytes.len() - change.undo.len();
+        let record_at = found.bytes.len() - change.undo.len();
+        let bytes = match found.is_whole() {
+            true => found.bytes,
+            false => read.get(LOG, &log_key)?.unwrap_or_default(),
+        };
         return Ok(Some(Version { bytes, record_at }));
     }
 }
@@ -183,6 +186,32 @@ pub(super) fn walk_latest_from(
 /// Called for each entry of a tree, until it breaks.
 pub(super) type EntryVisitor<'v> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>> + 'v;
 
+/// The value of `key` as far as it `suffices`: all of it, or, where that lies apart,
+/// its beginning.
+pub(super) fn peek<'r>(
+    read: &'r dyn Read,
+    tree: TreeId,
+    key: &[u8],
+    suffices: impl FnOnce(&[u8]) -> bool,
+) -> Result<Option<Peek<'r>>> {
+    match read.peek(tree, key)? {
+        Some(peek) if !peek.is_whole() && !suffices(&peek.bytes) => {
+            Ok(read.get(tree, key)?.map(Peek::whole))
+        }
+        peek => Ok(peek),
+    }
+}
+
+/// Whether the beginning of a value has all of a record but its value.
+pub(super) fn has_marks(beginning: &[u8]) -> bool {
+    Record::decode(beginning).is_some_and(|record| !record.live || record.hash.is_some())
+}
+
+/// Whether the beginning of a LOG entry has all but the value in it.
+fn has_both_marks(beginning: &[u8]) -> bool {
+    Change::decode(beginning).is_some_and(|change| has_marks(change.undo))
+}
+
 /// A scan whose visitor may fail.
 pub(super) fn scan(
     read: &dyn Read,
@@ -194,6 +223,27 @@ pub(super) fn scan(
     let mut failed = None;
     read.scan(tree, bounds, direction, &mut |key, value| {
         visit(key, value).unwrap_or_else(|error| {
+            failed = Some(error);
+            ControlFlow::Break(())
+        })
+    })?;
+    failed.map_or(Ok(()), Err)
+}
+
+/// Called for each entry of a tree with what a peek finds, until it breaks.
+pub(super) type PeekVisitor<'v> = dyn FnMut(&[u8], Peek<'_>) -> Result<ControlFlow<()>> + 'v;
+
+/// As [`scan`], with no more than the beginning of values that lie apart.
+pub(super) fn peek_scan(
+    read: &dyn Read,
+    tree: TreeId,
+    bounds: Bounds<'_>,
+    direction: Direction,
+    visit: &mut PeekVisitor<'_>,
+) -> Result<()> {
+    let mut failed = None;
+    read.peek_scan(tree, bounds, direction, &mut |key, found| {
+        visit(key, found).unwrap_or_else(|error| {
             failed = Some(error);
             ControlFlow::Break(())
         })

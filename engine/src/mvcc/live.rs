@@ -189,9 +189,15 @@ impl Collector {
         }
     }
 
+    /// Whether it keeps the next event. If not, only its revision matters.
+    pub(super) fn is_open(&self) -> bool {
+        self.max_bytes > 0 && self.over.is_none()
+    }
+
     pub(super) fn push(&mut self, event: &EventRef<'_>) {
         let revision = event.kv.mod_revision;
-        if let Some((_, last)) = &mut self.over {
+        if !self.is_open() {
+            let (_, last) = self.over.get_or_insert((revision, revision));
             *last = revision;
             return;
         }

@@ -71,7 +71,7 @@ fn count_step(
     pace: &mut Pace,
 ) -> Result<Option<i64>> {
     match (at, range) {
-        (At::Latest, KeyRange::One(key)) => Ok(Some(i64::from(read.get(LATEST, key)?.is_some()))),
+        (At::Latest, KeyRange::One(key)) => Ok(Some(i64::from(read.peek(LATEST, key)?.is_some()))),
         (At::Latest, _) => Ok(Some(range_sums(read, LATEST, range)?.entries as i64)),
         (At::Revision(revision), _) => count.step(read, range, revision, pace),
     }

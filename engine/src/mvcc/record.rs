@@ -2,9 +2,12 @@
 //!
 //! A record is one version of a key. It starts with
 //! `flags u8 | mod main | mod sub | depth`, a live one goes on with
-//! `mod main - create | version | lease (if flagged)`, then, if flagged,
-//! `anchors length u8 | anchors`, and a live one ends with its value. Numbers
-//! are LEB128.
+//! `mod main - create | version | lease (if flagged) | hash (if flagged)`, then, if
+//! flagged, `anchors length u8 | anchors`, and a live one ends with its value.
+//! Numbers are LEB128; the hash is that of the record, 16 bytes.
+//!
+//! Records whose key and value are long have their hash, so that the next version
+//! can be written without a look at the value.
 //!
 //! `depth` counts the versions of the key since its history began, from 1. An
 //! anchor of level `j` is the revision of the newest version, this one
@@ -20,6 +23,7 @@ use super::varint;
 const LIVE: u8 = 1;
 const HAS_LEASE: u8 = 2;
 const HAS_ANCHORS: u8 = 4;
+const HAS_HASH: u8 = 8;
 
 /// Versions between two anchors of a level, as a power of two.
 const ANCHOR_BITS: u32 = 3;
@@ -41,6 +45,8 @@ pub(super) struct Record<'a> {
     pub(super) version: i64,
     /// Attached lease; 0 is none.
     pub(super) lease: i64,
+    /// Its hash, if it has that with it.
+    pub(super) hash: Option<u128>,
     /// Encoded anchors.
     anchors: &'a [u8],
     /// The value; empty in a tombstone.
@@ -87,7 +93,7 @@ impl<'a> Record<'a> {
         input = rest;
         let live = flags & LIVE != 0;
         let known = if live {
-            LIVE | HAS_LEASE | HAS_ANCHORS
+            LIVE | HAS_LEASE | HAS_HASH | HAS_ANCHORS
         } else {
             HAS_ANCHORS
         };
@@ -99,12 +105,16 @@ impl<'a> Record<'a> {
             sub: varint::take_u32(&mut input)?,
         };
         let depth = varint::take(&mut input)?;
-        let (mut create, mut version, mut lease) = (0, 0, 0);
+        let (mut create, mut version, mut lease, mut hash) = (0, 0, 0, None);
         if live {
             create = modified.main.checked_sub(varint::take_i64(&mut input)?)?;
             version = varint::take_i64(&mut input)?;
             if flags & HAS_LEASE != 0 {
                 lease = varint::take(&mut input)? as i64;
+            }
+            if flags & HAS_HASH != 0 {
+                let bytes = varint::take_bytes(&mut input, 16)?;
+                hash = Some(u128::from_le_bytes(bytes.try_into().ok()?));
             }
         }
         let mut anchors: &[u8] = &[];
@@ -122,6 +132,7 @@ impl<'a> Record<'a> {
             create,
             version,
             lease,
+            hash,
             anchors,
             value: input,
         })
@@ -160,6 +171,25 @@ pub(super) struct LiveMarks<'a> {
     pub(super) version: i64,
     pub(super) lease: i64,
     pub(super) value: &'a [u8],
+    /// The hash of the record, where it goes with it.
+    pub(super) hash: Option<u128>,
+}
+
+impl<'a> LiveMarks<'a> {
+    /// The version, without its place in the chain.
+    pub(super) fn record(&self, modified: Revision) -> Record<'a> {
+        Record {
+            live: true,
+            modified,
+            depth: 0,
+            create: self.create,
+            version: self.version,
+            lease: self.lease,
+            hash: self.hash,
+            anchors: &[],
+            value: self.value,
+        }
+    }
 }
 
 impl NewVersion<'_> {
@@ -177,6 +207,9 @@ impl NewVersion<'_> {
             if live.lease != 0 {
                 flags |= HAS_LEASE;
             }
+            if live.hash.is_some() {
+                flags |= HAS_HASH;
+            }
         }
         if anchors.length > 0 {
             flags |= HAS_ANCHORS;
@@ -190,6 +223,9 @@ impl NewVersion<'_> {
             varint::put(out, live.version as u64);
             if live.lease != 0 {
                 varint::put(out, live.lease as u64);
+            }
+            if let Some(hash) = live.hash {
+                out.extend_from_slice(&hash.to_le_bytes());
             }
         }
         if anchors.length > 0 {
@@ -295,6 +331,7 @@ mod tests {
                 version: 3,
                 lease: 0,
                 value,
+                hash: None,
             }),
         };
         version.encode(replaced, &mut out).unwrap();
@@ -311,11 +348,27 @@ mod tests {
                 version: 5,
                 lease: 9,
                 value: b"v",
+                hash: None,
             }),
         };
         version.encode(None, &mut out).unwrap();
         // flags live+lease, main 300, sub 2, depth 1, main-create 2, version 5, lease 9, value.
         assert_eq!(out, b"\x03\xac\x02\x02\x01\x02\x05\x09v");
+
+        let mut hashed = Vec::new();
+        let mut live = version.live.unwrap();
+        live.hash = Some(0x0102);
+        let version = NewVersion {
+            live: Some(live),
+            ..version
+        };
+        version.encode(None, &mut hashed).unwrap();
+        // The flag, and 16 bytes behind the lease.
+        let mut expected = b"\x0b\xac\x02\x02\x01\x02\x05\x09\x02\x01".to_vec();
+        expected.extend_from_slice(&[0; 14]);
+        expected.push(b'v');
+        assert_eq!(hashed, expected);
+        assert_eq!(Record::decode(&hashed).unwrap().hash, Some(0x0102));
 
         let mut tombstone = Vec::new();
         let version = NewVersion {

@@ -209,7 +209,10 @@ impl WriteTxn<'_> {
         &mut self,
         ahead: &mut Lookahead<'a, impl Iterator<Item = (u8, &'a [u8])>>,
     ) {
-        ahead.step(&mut *self.writer.batch, LATEST);
+        // What is replaced is moved as it is, and looked at only for events.
+        let collector = self.writer.collector.as_ref();
+        let whole = collector.is_some_and(Collector::is_open);
+        ahead.step(&mut *self.writer.batch, LATEST, whole);
     }
 
     /// Bytes of keys and values in all answers so far.

@@ -8,12 +8,12 @@ use std::cmp::Ordering;
 use std::ops::ControlFlow;
 
 use varve_types::{
-    ApiError, Compare, CompareResult, CompareTarget, KeyValueRef, PutRequest, RangeRequest,
-    RangeResponse, RequestOp, ResponseOp, TxnRequest, TxnResponse,
+    ApiError, Compare, CompareResult, CompareTarget, KeyRange, KeyValueRef, PutRequest,
+    RangeRequest, RangeResponse, RequestOp, ResponseOp, TxnRequest, TxnResponse,
 };
 
 use super::error::{MvccError, Result};
-use super::history::{key_value, walk_latest};
+use super::history::{decode, has_marks, key_value, peek, walk_latest};
 use super::keys::{LEASE, numbered};
 use super::range::{self, At};
 use super::reply::{PreviousValues, ReplyBudget};
@@ -75,7 +75,19 @@ fn next_branch<'t, 'a>(
 /// Whether `compare` holds for every key that it names. Where there is none, a
 /// value compare fails, and the others look at a key whose marks are all 0.
 fn holds(read: &dyn Read, compare: &Compare<'_>) -> Result<bool> {
-    let range = varve_types::KeyRange::new(compare.key, compare.range_end);
+    let range = KeyRange::new(compare.key, compare.range_end);
+    if let KeyRange::One(key) = range
+        && !matches!(compare.target, CompareTarget::Value(_))
+    {
+        // Marks are all that it looks at.
+        let found = peek(read, LATEST, key, has_marks)?;
+        let record = found
+            .as_ref()
+            .map(|found| decode(LATEST, key, &found.bytes));
+        let record = record.transpose()?;
+        let marks = record.map_or_else(KeyValueRef::default, |record| key_value(key, &record));
+        return Ok(relation(compare, &marks));
+    }
     let (mut seen, mut all) = (false, true);
     walk_latest(read, range, Direction::Forward, &mut |key, record| {
         seen = true;
@@ -117,7 +129,7 @@ fn lease_exists(read: &dyn Read, lease: i64) -> Result<bool> {
 
 /// Refuses a put that the present state does not allow.
 pub(super) fn check_put(read: &dyn Read, put: &PutRequest<'_>) -> Result<()> {
-    if (put.ignore_value || put.ignore_lease) && read.get(LATEST, put.key)?.is_none() {
+    if (put.ignore_value || put.ignore_lease) && read.peek(LATEST, put.key)?.is_none() {
         return Err(ApiError::KeyNotFound.into());
     }
     if put.lease != 0 && !lease_exists(read, put.lease)? {

@@ -10,8 +10,8 @@ use std::ops::{Bound, ControlFlow};
 use varve_types::{DeleteRangeResponse, KeyRange, KeyValue, PutRequest};
 
 use super::error::{MvccError, Result};
-use super::hash::record_hash;
-use super::history::{decode, scan};
+use super::hash::{keeps_hash, kept_hash, record_hash};
+use super::history::{decode, has_marks, peek, scan};
 use super::keys::Revision;
 use super::live::{Collector, event_of};
 use super::options::CompactBudget;
@@ -19,7 +19,7 @@ use super::record::{Change, ChangeKind, LiveMarks, NewVersion, seal_change};
 use super::reply::ReplyBudget;
 use super::state::State;
 use super::{DEAD, LATEST, LOG};
-use crate::backend::{Batch, Bounds, Direction};
+use crate::backend::{Batch, Bounds, Direction, Keep, Peek};
 
 /// Buffers that live as long as the store.
 #[derive(Default)]
@@ -117,21 +117,25 @@ impl Writer<'_> {
         let key = put.key;
         let Scratch { record, change, .. } = &mut *self.scratch;
         Change::start(key, change);
-        let undo_at = change.len();
-        let mut was_dead = false;
-        if let Some(former) = self.batch.get(LATEST, key)? {
-            change.extend_from_slice(&former);
-        } else if let Some(former) = self.batch.get(DEAD, key)? {
-            change.extend_from_slice(&former);
-            was_dead = true;
+        let is_watched = self.collector.as_ref().is_some_and(Collector::is_open);
+        let looks_at_value = put.ignore_value || is_watched || put.prev_kv && budget.wanted;
+        let mut former = peek(&*self.batch, LATEST, key, has_marks)?;
+        let lies_apart = former.as_ref().is_some_and(|former| !former.is_whole());
+        if lies_apart && looks_at_value {
+            former = self.batch.get(LATEST, key)?.map(Peek::whole);
         }
-        let undo = &change[undo_at..];
-        let replaced = match undo {
-            [] => None,
-            undo => Some(decode(LATEST, key, undo)?),
+        let mut was_dead = false;
+        if former.is_none() {
+            former = self.batch.get(DEAD, key)?.map(Peek::whole);
+            was_dead = former.is_some();
+        }
+        let former_length = former.as_ref().map_or(0, |former| former.length);
+        let replaced = match &former {
+            None => None,
+            Some(former) => Some(decode(LATEST, key, &former.bytes)?),
         };
         let lived = replaced.filter(|record| record.live);
-        let live = LiveMarks {
+        let mut live = LiveMarks {
             create: lived.map_or(modified.main, |lived| lived.create),
             version: lived.map_or(0, |lived| lived.version) + 1,
             lease: match lived {
@@ -142,7 +146,11 @@ impl Writer<'_> {
                 Some(lived) if put.ignore_value => lived.value,
                 _ => put.value,
             },
+            hash: None,
         };
+        let new = live.record(modified);
+        let new_hash = record_hash(key, &new);
+        live.hash = keeps_hash(key, live.value).then_some(new_hash);
         record.clear();
         let version = NewVersion {
             modified,
@@ -151,10 +159,9 @@ impl Writer<'_> {
         version
             .encode(replaced.as_ref(), record)
             .ok_or_else(|| MvccError::damaged(LATEST, key, "anchors that are none"))?;
-        let new = decode(LATEST, key, record)?;
-        let mut hash = self.state.hash.wrapping_add(record_hash(key, &new));
+        let mut hash = self.state.hash.wrapping_add(new_hash);
         if let Some(lived) = &lived {
-            hash = hash.wrapping_sub(record_hash(key, lived));
+            hash = hash.wrapping_sub(kept_hash(key, lived));
         }
         if let Some(collector) = &mut self.collector {
             let event = event_of(
@@ -168,22 +175,35 @@ impl Writer<'_> {
         }
         let prev_kv = budget.keep(put.prev_kv, key, replaced.as_ref());
         seal_change(change, ChangeKind::Put, hash);
-        self.batch.put(LATEST, key, record)?;
-        if was_dead {
-            self.batch.delete(DEAD, key)?;
+        let log_key = modified.log_key();
+        let logged = log_key.len() + change.len() + former_length;
+        if lies_apart {
+            drop(former);
+            let keep = Keep {
+                tree: LOG,
+                key: &log_key,
+                head: change,
+            };
+            self.batch.put_and_keep(LATEST, key, record, keep)?;
+        } else {
+            if let Some(former) = former {
+                change.extend_from_slice(&former.bytes);
+            }
+            self.batch.put(LATEST, key, record)?;
+            if was_dead {
+                self.batch.delete(DEAD, key)?;
+            }
+            self.batch.put(LOG, &log_key, change)?;
         }
-        self.log_change(modified, hash)?;
+        self.book(logged, hash);
         Ok(prev_kv)
     }
 
-    /// Writes the change in the scratch, which leads to the state hash `hash`, to LOG.
-    fn log_change(&mut self, modified: Revision, hash: u128) -> Result<()> {
-        let (key, change) = (modified.log_key(), &self.scratch.change);
-        self.batch.put(LOG, &key, change)?;
-        self.added.add_entry(key.len() + change.len());
+    /// Counts a change of so many bytes of LOG, after which the state's hash is `hash`.
+    fn book(&mut self, logged: usize, hash: u128) {
+        self.added.add_entry(logged);
         self.state.hash = hash;
         self.changes += 1;
-        Ok(())
     }
 
     /// Deletes the live keys of `range`.
@@ -263,7 +283,7 @@ impl Writer<'_> {
         tombstone
             .encode(Some(&replaced), record)
             .ok_or_else(|| MvccError::damaged(LATEST, key, "anchors that are none"))?;
-        let hash = self.state.hash.wrapping_sub(record_hash(key, &replaced));
+        let hash = self.state.hash.wrapping_sub(kept_hash(key, &replaced));
         Change::start(key, change);
         change.extend_from_slice(former);
         seal_change(change, ChangeKind::Delete, hash);
@@ -272,7 +292,10 @@ impl Writer<'_> {
             collector.push(&event);
         }
         self.batch.put(DEAD, key, record)?;
-        self.log_change(modified, hash)?;
+        let log_key = modified.log_key();
+        self.batch.put(LOG, &log_key, change)?;
+        let logged = log_key.len() + change.len();
+        self.book(logged, hash);
         Ok(budget.keep(prev_kv, key, Some(&replaced)))
     }
 }

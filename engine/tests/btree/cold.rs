@@ -113,7 +113,7 @@ fn what_a_batch_needs_is_read_many_pages_at_a_time() {
     let keys: Vec<_> = (0..KEYS).map(key).collect();
     let keys: Vec<_> = keys.iter().map(|key| &key[..]).collect();
     let mut batch = store.begin().unwrap();
-    batch.read_ahead(TREE, &keys);
+    batch.read_ahead(TREE, &keys, true);
     assert!(cold.wait_for(pages * 3 / 4), "{:?}", cold.resident());
     drop(batch);
 }
@@ -132,7 +132,7 @@ fn a_cold_store_wants_its_new_pages_written_soon() {
             let keys: Vec<_> = (0..KEYS).map(key).collect();
             let keys: Vec<_> = keys.iter().map(|key| &key[..]).collect();
             let mut batch = store.begin().unwrap();
-            batch.read_ahead(TREE, &keys);
+            batch.read_ahead(TREE, &keys, true);
             for number in 0..KEYS {
                 batch
                     .put(TREE, &key(number), &value(number, round))

@@ -4,14 +4,11 @@
 use std::collections::BTreeMap;
 
 use varve_engine::backend::conformance::Random;
-use varve_engine::backend::{Applied, Backend, TreeId};
-use varve_engine::btree::inspect::{Inspector, TreeView};
-use varve_engine::btree::page::{
-    HEADER_BYTES, MAX_INLINE_ENTRY_BYTES, MAX_KEY_BYTES, PAGE_BYTES, SLOT_BYTES,
-};
-use varve_engine::disk::{Disk, OpenMode, SimDisk};
+use varve_engine::backend::{Applied, Backend, Keep, TreeId};
+use varve_engine::btree::inspect::{Inspector, MetaPage, Payload, TreeView};
+use varve_engine::btree::page::{MAX_INLINE_ENTRY_BYTES, MAX_KEY_BYTES, PAGE_BYTES};
+use varve_engine::disk::SimDisk;
 
-use crate::damage::bytes_of;
 use crate::{check, new_disk, open, path};
 
 const TREE: TreeId = TreeId(1);
@@ -139,77 +136,76 @@ fn leaves_of_large_cells_hold_what_a_map_holds() {
     }
 }
 
-/// What made the store's file up to the first release kept no value above 1,000 bytes
-/// in a leaf. Such a file is this one's with shorter values in the runs.
-#[test]
-fn runs_of_values_that_would_fit_a_leaf_now_are_read_and_replaced() {
-    const LONG: usize = 3000;
-    const SHORT: usize = 1500;
-    let keys: [&[u8]; 2] = [b"a", b"b"];
-    let disk = build(keys.iter().map(|key| (*key, &[7_u8; LONG][..])));
-    let mut bytes = bytes_of(&disk);
-    let put = |bytes: &mut [u8], at: usize, value: &[u8]| {
-        bytes[at..at + value.len()].copy_from_slice(value);
-    };
-    let crc_at = |bytes: &mut [u8], from: usize, to: usize, at: usize| {
-        let crc = crc32c::crc32c(&bytes[from..to]).to_le_bytes();
-        bytes[at..at + 4].copy_from_slice(&crc);
-    };
-    let mut seen = [0; 3];
-    for start in (2 * PAGE_BYTES..bytes.len()).step_by(PAGE_BYTES) {
-        match bytes[start + 4] {
-            1 => {
-                // Two slots behind a prefix; a reference is a cell's last 12 bytes.
-                let prefix = usize::from(bytes[start + 12]);
-                for slot in 0..2 {
-                    let slot = start + HEADER_BYTES + prefix + slot * SLOT_BYTES;
-                    let cell = u16::from_le_bytes([bytes[slot + 4], bytes[slot + 5]]);
-                    let suffix = u16::from_le_bytes([bytes[slot + 6], bytes[slot + 7]]);
-                    let length = start + usize::from(cell) + 2 + usize::from(suffix) + 8;
-                    assert_eq!(bytes[length..length + 4], (LONG as u32).to_le_bytes());
-                    put(&mut bytes, length, &(SHORT as u32).to_le_bytes());
-                }
-                crc_at(&mut bytes, start + 4, start + PAGE_BYTES, start);
-                seen[1] += 1;
-            }
-            3 => {
-                put(&mut bytes, start + 8, &(SHORT as u32).to_le_bytes());
-                crc_at(&mut bytes, start + 4, start + HEADER_BYTES + SHORT, start);
-                seen[2] += 1;
-            }
-            _ => {}
-        }
+/// Where the run of a key of tree `tree` is, and what stands before it.
+fn run_of(disk: &SimDisk, tree: u8, key: &[u8]) -> (u64, Vec<u8>) {
+    let inspector = Inspector::open(disk, path()).expect("the file opens");
+    let metas = inspector.meta().expect("meta pages").into_iter();
+    let valid = metas.filter_map(|meta| match meta {
+        MetaPage::Valid(fields) => Some(fields),
+        _ => None,
+    });
+    let newest = valid.max_by_key(|meta| meta.sequence).expect("a whole one");
+    let (root, _) = newest.roots[usize::from(tree)];
+    let page = inspector.page(root).expect("the root, a leaf");
+    let slot = page.slots.into_iter().find(|(found, _)| found == key);
+    match slot.expect("there").1 {
+        Payload::Run { page, before, .. } => (page, before),
+        other => panic!("{other:?}"),
     }
-    let sums = 2 * (1 + SHORT as u64);
-    for start in [0, PAGE_BYTES] {
-        let root = start + 64 + 24 * usize::from(TREE.0);
-        if bytes[root] != 0 {
-            put(&mut bytes, root + 16, &sums.to_le_bytes());
-            crc_at(&mut bytes, start, start + 508, start + 508);
-            seen[0] += 1;
-        }
-    }
-    assert_eq!(seen, [1, 1, 2], "meta pages, leaves, runs");
-    let file = disk.open(path(), OpenMode::Existing).expect("the file");
-    file.write_at(&bytes, 0).expect("written");
+}
 
-    let store = open(&disk).expect("the older file opens");
-    check(&store);
-    let snapshot = store.snapshot().expect("a snapshot");
-    for key in keys {
-        let found = snapshot.get(TREE, key).expect("readable").expect("there");
-        assert_eq!(found[..], [7; SHORT]);
-    }
-    drop(snapshot);
-    assert_eq!(report(&disk).runs, 2);
+#[test]
+fn a_long_value_that_is_kept_stays_where_it_is() {
+    let (old, new) = (vec![1; 9000], vec![2; 9000]);
+    let disk = build([(&b"key"[..], &old[..])].into_iter());
+    let (run, before) = run_of(&disk, TREE.0, b"key");
+    assert_eq!(before, b"");
+    let store = open(&disk).expect("opens");
+    let put_and_keep = |key: &[u8], head: &[u8], index| {
+        let keep = Keep {
+            tree: TreeId(2),
+            key,
+            head,
+        };
+        let mut batch = store.begin().expect("a batch");
+        batch.put_and_keep(TREE, b"key", &new, keep).expect("put");
+        batch.publish(applied(index)).expect("publish");
+        store.checkpoint().expect("checkpoint");
+        check(&store);
+        let snapshot = store.snapshot().expect("a snapshot");
+        assert_eq!(
+            snapshot.get(TREE, b"key").expect("read").expect("there")[..],
+            new
+        );
+        let kept = snapshot.get(TreeId(2), key).expect("read").expect("there");
+        let peek = snapshot.peek(TreeId(2), key).expect("read").expect("there");
+        assert_eq!(peek.length, kept.len());
+        assert!(!peek.is_whole() && kept.starts_with(&peek.bytes));
+        assert!(peek.bytes.len() >= head.len().min(64));
+        assert!(kept.starts_with(head));
+        kept[head.len()..].to_vec()
+    };
+    let before = store.stats().used_bytes;
+    assert_eq!(put_and_keep(b"kept", b"head", 2), old);
+    // Three pages of the new value, and the new tree's leaf.
+    assert!(store.stats().used_bytes <= before + 4 * PAGE_BYTES as u64);
+    assert_eq!(run_of(&disk, 2, b"kept"), (run, b"head".to_vec()));
+
+    // Where key and head leave no room for a reference the value is copied.
+    let long_key = vec![b'x'; MAX_KEY_BYTES];
+    assert_eq!(put_and_keep(&long_key, &[b'h'; 100], 3), new);
+    assert_eq!(run_of(&disk, 2, &long_key).1, b"");
+
     let mut batch = store.begin().expect("a batch");
-    batch.put(TREE, b"b", &[8; SHORT]).expect("put");
-    batch.publish(applied(2)).expect("publish");
-    store.checkpoint().expect("checkpoint");
+    for key in [&b"kept"[..], &long_key] {
+        assert!(batch.delete(TreeId(2), key).expect("delete"));
+    }
+    batch.publish(applied(4)).expect("publish");
+    for index in 5..8 {
+        let batch = store.begin().expect("a batch");
+        batch.publish(applied(index)).expect("publish");
+        store.checkpoint().expect("checkpoint");
+    }
     check(&store);
-    let report = report(&disk);
-    assert_eq!((report.runs, report.found.bytes), (1, sums));
-    let snapshot = store.snapshot().expect("a snapshot");
-    let found = snapshot.get(TREE, b"b").expect("readable").expect("there");
-    assert_eq!(found[..], [8; SHORT]);
+    assert_eq!(store.stats().used_bytes, before);
 }

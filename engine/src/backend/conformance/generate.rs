@@ -197,7 +197,19 @@ fn operation(
             tree,
             range: range(random, shape, keys),
         },
-        38..=80 => Operation::GetPut {
+        38..=52 => {
+            // The engine need not make sense of it where the keys are the same.
+            let keep_tree = if tree == 2 { 3 } else { 2 };
+            Operation::PutAndKeep {
+                tree,
+                key: shape.key(random, keys),
+                value: value(random),
+                keep_tree,
+                keep_key: shape.key(random, keys),
+                head: vec![b'h'; [0, 20, 40, 900][random.below(4)]],
+            }
+        }
+        53..=80 => Operation::GetPut {
             tree,
             key: shape.key(random, keys),
             value: value(random),

@@ -40,6 +40,21 @@ pub enum Operation {
         /// The value.
         value: Vec<u8>,
     },
+    /// Sets a key, and keeps the value that it had under another one.
+    PutAndKeep {
+        /// The tree.
+        tree: u8,
+        /// The key.
+        key: Vec<u8>,
+        /// The value.
+        value: Vec<u8>,
+        /// The tree of the other key,
+        keep_tree: u8,
+        /// that key,
+        keep_key: Vec<u8>,
+        /// and what stands before the value there.
+        head: Vec<u8>,
+    },
     /// Removes a key.
     Delete {
         /// The tree.

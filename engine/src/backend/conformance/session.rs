@@ -3,7 +3,9 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::super::{Applied, Backend, BackendError, Batch, Direction, Read, Snapshot, TreeId};
+use super::super::{
+    Applied, Backend, BackendError, Batch, Direction, Keep, Peek, Read, Snapshot, TreeId,
+};
 use super::model::{Entries, Model};
 use super::{Opener, Operation, Range, Traits};
 
@@ -239,10 +241,10 @@ fn vacuum(backend: &dyn Backend, batch: &mut dyn Batch) -> Outcome {
 
 impl Operation {
     fn is_write(&self) -> bool {
-        use Operation::{Delete, DeleteRange, GetPut, Put};
+        use Operation::{Delete, DeleteRange, GetPut, Put, PutAndKeep};
         matches!(
             self,
-            Put { .. } | GetPut { .. } | Delete { .. } | DeleteRange { .. }
+            Put { .. } | GetPut { .. } | PutAndKeep { .. } | Delete { .. } | DeleteRange { .. }
         )
     }
 }
@@ -262,6 +264,27 @@ fn write(batch: &mut dyn Batch, model: &mut Model, operation: &Operation) -> Out
                 .map_err(failed("put"))?;
             model.tree(*tree).insert(key.clone(), value.clone());
             get(batch, model, *tree, key)?;
+        }
+        Operation::PutAndKeep {
+            tree,
+            key,
+            value,
+            keep_tree,
+            keep_key,
+            head,
+        } => {
+            let keep = Keep {
+                tree: TreeId(*keep_tree),
+                key: keep_key,
+                head,
+            };
+            let done = batch.put_and_keep(TreeId(*tree), key, value, keep);
+            done.map_err(failed("put_and_keep"))?;
+            let former = model.tree(*tree).insert(key.clone(), value.clone());
+            let kept = [&head[..], &former.unwrap_or_default()].concat();
+            model.tree(*keep_tree).insert(keep_key.clone(), kept);
+            get(batch, model, *tree, key)?;
+            get(batch, model, *keep_tree, keep_key)?;
         }
         Operation::Delete { tree, key } => {
             let was = batch.delete(TreeId(*tree), key).map_err(failed("delete"))?;
@@ -307,7 +330,18 @@ fn read<R: Read + ?Sized>(engine: &R, model: &Model, operation: &Operation) -> O
 fn get<R: Read + ?Sized>(engine: &R, model: &Model, tree: u8, key: &[u8]) -> Outcome {
     let value = engine.get(TreeId(tree), key).map_err(failed("get"))?;
     let expected = model.trees[usize::from(tree)].get(key);
-    same("get", value.as_deref(), expected.map(Vec::as_slice))
+    same("get", value.as_deref(), expected.map(Vec::as_slice))?;
+    let peek = engine.peek(TreeId(tree), key).map_err(failed("peek"))?;
+    let is_right = match (&peek, expected) {
+        (Some(peek), Some(expected)) => is_peek(peek, expected),
+        (peek, expected) => peek.is_none() && expected.is_none(),
+    };
+    same("a peek is of the value", is_right, true)
+}
+
+/// Whether a peek may have found `value`.
+fn is_peek(peek: &Peek<'_>, value: &[u8]) -> bool {
+    peek.length == value.len() && value.starts_with(&peek.bytes)
 }
 
 /// Collects a scan.
@@ -346,8 +380,8 @@ pub(super) fn scan<R: Read + ?Sized>(
 /// Says what differs.
 pub fn compare_all<R: Read + ?Sized>(engine: &R, model: &Model) -> Outcome {
     let all = Range::default();
-    for (tree, expected) in (0_u8..).zip(&model.trees) {
-        let mut expected = expected.iter();
+    for (tree, entries) in (0_u8..).zip(&model.trees) {
+        let mut expected = entries.iter();
         let mut differs = None;
         let scanned = engine.scan(
             TreeId(tree),
@@ -368,6 +402,22 @@ pub fn compare_all<R: Read + ?Sized>(engine: &R, model: &Model) -> Outcome {
         if let Some((key, _)) = expected.next() {
             return Err(format!("tree {tree} lacks key {key:?} of the model"));
         }
+        let mut expected = entries.iter();
+        let scanned = engine.peek_scan(
+            TreeId(tree),
+            all.bounds(),
+            Direction::Forward,
+            &mut |key, peek| match expected.next() {
+                Some((k, v)) if k == key && is_peek(&peek, v) => ControlFlow::Continue(()),
+                _ => {
+                    differs = Some(key.to_vec());
+                    ControlFlow::Break(())
+                }
+            },
+        );
+        scanned.map_err(failed("peek_scan"))?;
+        same("the first key at which peeks differ", differs, None)?;
+        same("keys without a peek", expected.count(), 0)?;
         let sums = engine
             .sums(TreeId(tree), all.bounds())
             .map_err(failed("sums"))?;

@@ -2,7 +2,7 @@
 //! raise the version in `meta.rs` and say in `FORMAT.md` what is different.
 
 use super::super::branch::Child;
-use super::super::leaf::OverflowRef;
+use super::super::leaf::{LongValue, OverflowRef};
 use super::super::meta::{Found, Meta};
 use super::super::page::{Kind, PAGE_BYTES, Page, decode};
 use super::super::state::{Root, State};
@@ -33,31 +33,34 @@ fn leaf_page() {
     let mut page = leaf(b"key/");
     assert!(insert(&mut page, b"key/b", b"two"));
     assert!(insert(&mut page, b"key/abcdef", b""));
-    let long = OverflowRef {
+    let run = OverflowRef {
         page: 0x0102,
+        birth: 0x1121,
         length: 70_000,
-    }
-    .encode();
+    };
+    let long = LongValue::payload_of(run, b"ABC");
+    let long = LongValue::decode(&long).encode(b"head ");
     page.insert_cell(2, (b"long", b"er"), &long, true);
     let bytes = sealed(page, 0x1122, 0x33);
     let expected = [
-        "91372ecd",             // checksum
-        "01000300de0f00000400", // leaf, level 0, 3 slots, heap, garbage, prefix of 4
+        "bcd03bbc",             // checksum
+        "01000300cc0f00000400", // leaf, level 0, 3 slots, heap, garbage, prefix of 4
         "0100",                 // flags: overflow below
         "22110000000000003300000000000000",
         "6b65792f",         // the prefix "key/"
         "64636261f20f0600", // head "abcd", cell at 4082, suffix of 6
         "00000062fa0f0100",
-        "676e6f6cde0f0600",
+        "676e6f6ccc0f0600",
     ];
     assert_eq!(hex(&bytes[..60]), expected.concat());
     let cells = [
-        "0c806c6f6e676572", // 12 bytes, of them the flag; "longer"
-        "020100000000000070110100",
+        "1e806c6f6e676572", // 30 bytes, and the flag; "longer"
+        "02010000000000002111000000000000701101000500",
+        "6865616420414243", // "head " before the run, which starts with "ABC"
         "0000616263646566", // no payload, "abcdef"
         "03006274776f",     // 3 bytes, "b", "two"
     ];
-    assert_eq!(hex(&bytes[0xfde..]), cells.concat());
+    assert_eq!(hex(&bytes[0xfcc..]), cells.concat());
 }
 
 #[test]
@@ -126,7 +129,7 @@ fn meta_page() {
     let bytes = meta.encode();
     let expected = [
         "5641525645425400", // "VARVEBT\0"
-        "01000000",         // version
+        "02000000",         // version
         "00100000",         // bytes of a page
         "0700000000000000",
         "0300000000000000",
@@ -137,7 +140,7 @@ fn meta_page() {
         "100000000000000011000000000000001200000000000000", // tree 1
     ];
     assert_eq!(hex(&bytes[..112]), expected.concat());
-    assert_eq!(hex(&bytes[508..512]), "84e87936");
+    assert_eq!(hex(&bytes[508..512]), "6ded31a8");
     assert!(bytes[512..].iter().all(|byte| *byte == 0));
     assert_eq!(Meta::decode(&bytes, 1), Found::Valid(Box::new(meta)));
     assert!(matches!(Meta::decode(&bytes, 0), Found::Invalid(_)));
@@ -159,10 +162,10 @@ fn meta_pages_of_others_are_told_apart() {
     assert!(matches!(Meta::decode(&bytes, 0), Found::Invalid(_)));
     seal(&mut bytes);
     assert!(matches!(Meta::decode(&bytes, 0), Found::Valid(_)));
-    bytes[8] = 2;
+    bytes[8] = 3;
     seal(&mut bytes);
-    assert!(matches!(Meta::decode(&bytes, 0), Found::Foreign(what) if what.contains("version 2")));
-    bytes[8] = 1;
+    assert!(matches!(Meta::decode(&bytes, 0), Found::Foreign(what) if what.contains("version 3")));
+    bytes[8] = 2;
     bytes[13] = 0x20;
     seal(&mut bytes);
     assert!(matches!(Meta::decode(&bytes, 0), Found::Foreign(what) if what.contains("8192")));

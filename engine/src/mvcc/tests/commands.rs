@@ -7,8 +7,11 @@ use varve_types::{
     RequestOp, SortOrder, SortTarget, TxnRequest,
 };
 
+/// Longer than what lies beside a long value.
+const LONG_KEY: [u8; 70] = [b'b'; 70];
+
 const KEYS: [&[u8]; 10] = [
-    b"\0", b"a", b"a\0", b"ab", b"abc", b"b", b"b/1", b"b/2", b"c", b"\xff",
+    b"\0", b"a", b"a\0", b"ab", b"abc", b"b", b"b/1", &LONG_KEY, b"c", b"\xff",
 ];
 
 const ENDS: [&[u8]; 9] = [b"", b"", b"", b"\0", b"ab", b"b", b"b0", b"c", b"\xff\xff"];

@@ -164,14 +164,25 @@ fn page_text(number: u64, page: &PageView, out: &Out) -> String {
     if !header.prefix.is_empty() {
         let _ = writeln!(text, "  prefix {}", out.text(&header.prefix));
     }
+    let shown = |value: &[u8]| {
+        let shown = &value[..value.len().min(SHOWN_BYTES)];
+        let more = if shown.len() < value.len() { "..." } else { "" };
+        format!("{} bytes: {}{more}", value.len(), out.text(shown))
+    };
     for (index, (key, payload)) in page.slots.iter().enumerate() {
         let what = match payload {
-            Payload::Inline(value) => {
-                let shown = &value[..value.len().min(SHOWN_BYTES)];
-                let more = if shown.len() < value.len() { "..." } else { "" };
-                format!("{} bytes: {}{more}", value.len(), out.text(shown))
+            Payload::Inline(value) => shown(value),
+            Payload::Run {
+                page,
+                length,
+                before,
+            } => {
+                let run = format!("{length} bytes in the run at page {page}");
+                match before.is_empty() {
+                    true => run,
+                    false => format!("{}, then {run}", shown(before)),
+                }
             }
-            Payload::Run { page, length } => format!("{length} bytes in the run at page {page}"),
             Payload::Child { page, sums, .. } => {
                 format!(
                     "page {page}: {} entries, {} bytes",
@@ -190,9 +201,14 @@ fn page_json(number: u64, page: &PageView) -> Value {
         Payload::Inline(value) => {
             json!({ "key": json_bytes(key), "length": value.len(), "value": json_bytes(value) })
         }
-        Payload::Run { page, length } => {
-            json!({ "key": json_bytes(key), "length": length, "run": page })
-        }
+        Payload::Run {
+            page,
+            length,
+            before,
+        } => json!({
+            "key": json_bytes(key), "length": before.len() + *length as usize,
+            "before": json_bytes(before), "run": page,
+        }),
         Payload::Child {
             page,
             sums,
