@@ -93,10 +93,14 @@ pub(super) fn read_ahead(pages: &Pages<'_>, root: &Root, keys: &[&[u8]], whole: 
     for _ in 0..top.level() {
         for (lane, key) in lanes.iter_mut().zip(keys) {
             go_down(view, lane, key);
-            if !view.is_resident(*lane) {
-                some_absent = true;
-                view.will_need(*lane, 1);
-            }
+        }
+        // Many keys share a branch.
+        let mut below = lanes.clone();
+        below.sort_unstable();
+        below.dedup();
+        for page in below.into_iter().filter(|page| !view.is_resident(*page)) {
+            some_absent = true;
+            view.will_need(page, 1);
         }
     }
     if whole {

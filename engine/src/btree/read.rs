@@ -161,15 +161,22 @@ pub(super) fn scan(
     direction: Direction,
     visit: &mut Visitor<'_>,
 ) -> Result<()> {
-    walk(view, root, bounds, direction, &mut |key, value| {
-        Ok(match value {
-            Value::Inline(bytes) => visit(key, bytes),
-            Value::Long(long) => visit(key, &view.long_value(long)?),
-        })
-    })
+    walk(
+        view,
+        root,
+        bounds,
+        direction,
+        LOOK_LEAVES,
+        &mut |key, value| {
+            Ok(match value {
+                Value::Inline(bytes) => visit(key, bytes),
+                Value::Long(long) => visit(key, &view.long_value(long)?),
+            })
+        },
+    )
 }
 
-/// The same, with what leaves have of the values.
+/// The same, with what leaves have of the values; expected to be a long one.
 pub(super) fn peek_scan(
     view: View<'_>,
     root: &Root,
@@ -177,7 +184,7 @@ pub(super) fn peek_scan(
     direction: Direction,
     visit: &mut PeekVisitor<'_>,
 ) -> Result<()> {
-    walk(view, root, bounds, direction, &mut |key, value| {
+    walk(view, root, bounds, direction, 1, &mut |key, value| {
         Ok(visit(key, peek(value)))
     })
 }
@@ -187,6 +194,7 @@ fn walk(
     root: &Root,
     bounds: Bounds<'_>,
     direction: Direction,
+    until_look: usize,
     visit: &mut impl FnMut(&[u8], &Value<'_>) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
     if root.page == 0 || is_empty(bounds) {
@@ -196,7 +204,7 @@ fn walk(
         view,
         direction,
         branches: Vec::with_capacity(8),
-        until_look: LOOK_LEAVES,
+        until_look,
     };
     let mut key = Vec::with_capacity(64);
     let mut leaf = Some(walk.start(root.page, bounds)?);
