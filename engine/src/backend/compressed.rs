@@ -287,7 +287,7 @@ impl Batch for CompressedBatch<'_> {
     }
 
     fn read_ahead(&mut self, tree: TreeId, keys: &[&[u8]], _whole: bool) {
-        // A put copies the compressed value that it replaces.
+        // A put of the revisioned store copies the compressed value that it replaces.
         self.inner.read_ahead(tree, keys, true);
     }
 

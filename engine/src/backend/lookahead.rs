@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use varve_types::Command;
+use varve_types::{Command, opcode};
 
 use super::{Batch, TreeId};
 
@@ -22,6 +22,8 @@ pub struct Lookahead<'a, I> {
     keys: Vec<&'a [u8]>,
     /// Which of them is applied next.
     next: usize,
+    /// Those of them that are deleted, whose values are read whatever becomes of them.
+    doomed: Vec<&'a [u8]>,
 }
 
 impl<'a, I: Iterator<Item = (u8, &'a [u8])>> Lookahead<'a, I> {
@@ -31,6 +33,7 @@ impl<'a, I: Iterator<Item = (u8, &'a [u8])>> Lookahead<'a, I> {
             commands,
             keys: Vec::new(),
             next: 0,
+            doomed: Vec::new(),
         }
     }
 
@@ -43,6 +46,9 @@ impl<'a, I: Iterator<Item = (u8, &'a [u8])>> Lookahead<'a, I> {
         }
         if next.start == 0 {
             batch.read_ahead(tree, &self.keys, whole);
+            if !whole && !self.doomed.is_empty() {
+                batch.read_ahead(tree, &self.doomed, true);
+            }
         }
         batch.prefetch(tree, &self.keys[next]);
     }
@@ -52,9 +58,15 @@ impl<'a, I: Iterator<Item = (u8, &'a [u8])>> Lookahead<'a, I> {
     fn advance(&mut self) -> Range<usize> {
         if self.next == self.keys.len() {
             let next = self.commands.by_ref().take(FAR);
-            let keys = next.map(|(opcode, body)| Command::first_key(opcode, body));
             self.keys.clear();
-            self.keys.extend(keys.map(Option::unwrap_or_default));
+            self.doomed.clear();
+            for (opcode, body) in next {
+                let key = Command::first_key(opcode, body).unwrap_or_default();
+                self.keys.push(key);
+                if opcode == opcode::DELETE_RANGE {
+                    self.doomed.push(key);
+                }
+            }
             self.next = 0;
         }
         let next = self.next;

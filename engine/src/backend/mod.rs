@@ -209,7 +209,8 @@ pub trait Batch: Read {
 
     /// Sets `key` to `value`, and `keep.key` to `keep.head` followed by the value that
     /// `key` had; nothing follows if it had none. An engine in which long values lie
-    /// apart from their keys neither reads nor copies the old one.
+    /// apart from their keys neither reads nor copies the old one. After an error the
+    /// batch may have the half of it.
     fn put_and_keep(
         &mut self,
         tree: TreeId,

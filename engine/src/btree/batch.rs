@@ -196,6 +196,7 @@ impl Batch for WriteBatch<'_> {
         if !self.can_keep_run(tree, key, &keep)? {
             return put_with_copy(self, tree, key, value, keep);
         }
+        root_of(&self.state.roots, keep.tree)?;
         let former = self.write(tree, |writer| writer.put_beside(key, value))?;
         let former = LongValue::decode(&former);
         self.write(keep.tree, |writer| {

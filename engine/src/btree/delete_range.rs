@@ -175,7 +175,7 @@ impl Writer<'_, '_> {
         for index in range {
             if let Value::Long(long) = self.pages.page(number)?.value(index) {
                 let run = long.run;
-                self.pages.free_run(run);
+                self.pages.free_run(run)?;
             }
         }
         Ok(())

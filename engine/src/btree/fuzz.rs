@@ -3,6 +3,7 @@
 
 use std::ops::Bound;
 
+use super::leaf::LongValue;
 use super::meta::{Found, Meta};
 use super::page::{self, PAGE_BYTES, Page, validate};
 
@@ -43,6 +44,13 @@ fn exercise(page: &mut Page, key: &[u8]) {
             .map(|index| page.entry(index).0.len())
             .sum();
         assert!(bytes <= PAGE_BYTES);
+        for long in page.long_values() {
+            assert_eq!(
+                long.before().len() + long.copied().len(),
+                long.beginning.len()
+            );
+            assert_eq!(LongValue::decode(&long.encode(&[])), long);
+        }
     } else {
         return;
     }

@@ -492,11 +492,7 @@ impl TreeWalk<'_> {
     }
 
     fn run(&mut self, run: OverflowRef) {
-        let OverflowRef {
-            page: number,
-            birth,
-            length,
-        } = run;
+        let number = run.page;
         let pages = run.pages();
         self.view.runs += 1;
         self.view.run_pages += pages;
@@ -504,14 +500,8 @@ impl TreeWalk<'_> {
         let checked = inspector.read(number, pages).and_then(|bytes| {
             page::decode(&bytes, number).map_err(|what| inspector.damaged(number, what))?;
             let page = Page::parse(&bytes);
-            let is_it = page.kind() == Some(Kind::Overflow)
-                && page.birth() == birth
-                && page.run_length() == length as usize;
-            if !is_it {
-                let what = format!("starts no run of {length} bytes of state {birth}");
-                return Err(inspector.damaged(number, what));
-            }
-            Ok(())
+            run.check_start(&page)
+                .map_err(|what| inspector.damaged(number, what))
         });
         if let Err(error) = checked {
             self.fault(error.to_string());

@@ -14,7 +14,7 @@
 //! So a run need not be looked at to know how a value begins, to go from one entry
 //! to another, behind other bytes, or to be freed.
 
-use super::page::{MAX_INLINE_ENTRY_BYTES, Page};
+use super::page::{Kind, MAX_INLINE_ENTRY_BYTES, Page};
 use super::pager::run_pages;
 use crate::backend::Sums;
 
@@ -58,7 +58,22 @@ impl OverflowRef {
 
     /// The page after it.
     pub(super) fn end(self) -> u64 {
-        self.page + self.pages()
+        self.page.saturating_add(self.pages())
+    }
+
+    /// Says so if `page` does not start this run.
+    pub(super) fn check_start(self, page: &Page) -> Result<(), String> {
+        let is_it = page.kind() == Some(Kind::Overflow)
+            && page.number() == self.page
+            && page.birth() == self.birth
+            && page.run_length() == self.length as usize;
+        match is_it {
+            true => Ok(()),
+            false => Err(format!(
+                "starts no run of {} bytes of state {}",
+                self.length, self.birth
+            )),
+        }
     }
 
     /// Has the reference at the start of `payload` lead to this run, of the same content.
@@ -109,8 +124,9 @@ impl<'p> LongValue<'p> {
         }
     }
 
-    /// Whether the payload has the bytes that it says are not in the run.
-    pub(super) fn is_whole(&self) -> bool {
+    /// Whether the payload has the bytes that it says are not in the run, and no more
+    /// of the run than that has.
+    pub(super) fn is_valid(&self) -> bool {
         usize::from(self.before) <= self.beginning.len()
             && self.copied().len() <= self.run.length as usize
     }

@@ -15,7 +15,7 @@
 //! | 16 | 8 | birth: the number of the state that made the page |
 //! | 24 | 8 | number of the page itself |
 //!
-//! In the first page of an overflow run, offset 8 holds the value's length u32.
+//! In the first page of an overflow run, offset 8 holds the length u32 of what is in it.
 //!
 //! Invariants of a page that was sealed or published: it never changes, but
 //! for its checksum, which a checkpoint fills in.
@@ -281,7 +281,7 @@ impl Page {
         self.crc.store(crc.to_le(), Ordering::Release);
     }
 
-    /// Length of the value in the overflow run that this page starts.
+    /// Bytes in the overflow run that this page starts.
     pub(super) fn run_length(&self) -> usize {
         usize::from(self.u16_at(HEAP)) | usize::from(self.u16_at(GARBAGE)) << 16
     }
@@ -372,7 +372,7 @@ pub(super) fn validate(page: &Page) -> Result<(), String> {
 }
 
 fn is_reference(payload: &[u8]) -> bool {
-    payload.len() >= OVERFLOW_REF_BYTES && LongValue::decode(payload).is_whole()
+    payload.len() >= OVERFLOW_REF_BYTES && LongValue::decode(payload).is_valid()
 }
 
 fn validate_slotted(page: &Page) -> Result<(), String> {

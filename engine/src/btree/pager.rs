@@ -235,16 +235,14 @@ impl Pager {
     }
 
     /// Has a page in memory that is about to be written to, and whose content
-    /// nobody needs: written as part of a file it is not read first. Whether it was
-    /// not there.
-    pub(super) fn bring_in_free(&self, number: u64) -> Result<bool> {
+    /// nobody needs: written as part of a file it is not read first.
+    pub(super) fn bring_in_free(&self, number: u64) -> Result<()> {
         const EMPTY: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
         if self.is_resident(number) {
-            return Ok(false);
+            return Ok(());
         }
         let written = self.file.write_at(&EMPTY, number * PAGE_BYTES as u64);
-        written.map_err(disk_error)?;
-        Ok(true)
+        written.map_err(disk_error)
     }
 
     fn is_resident(&self, number: u64) -> bool {
@@ -412,14 +410,9 @@ impl<'v> View<'v> {
     /// What an overflow run holds.
     pub(super) fn run_value(&self, overflow: OverflowRef) -> Result<&'v [u8]> {
         let page = self.run(overflow.page)?;
-        let OverflowRef { birth, length, .. } = overflow;
-        let is_it = page.kind() == Some(Kind::Overflow)
-            && page.birth() == birth
-            && page.run_length() == length as usize;
-        if !is_it {
-            let what = format!("is no run of {length} bytes of state {birth}");
-            return Err(self.pager.damaged(overflow.page, what));
-        }
+        overflow
+            .check_start(page)
+            .map_err(|what| self.pager.damaged(overflow.page, what))?;
         Ok(self.run_bytes(overflow.page, page))
     }
 

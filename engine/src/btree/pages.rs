@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 
 use super::leaf::{LongValue, OverflowRef, is_long};
+use super::meta::META_PAGES;
 use super::page::{Kind, Page};
 use super::pager::{BatchToken, Pager, View, run_pages};
 use super::path::Step;
@@ -92,8 +93,8 @@ impl<'b> Pages<'b> {
             engine: super::NAME,
             message: "no free page was found".to_owned(),
         })?;
-        if self.is_cold && self.pager().bring_in_free(page)? {
-            self.set_cold();
+        if self.is_cold {
+            self.pager().bring_in_free(page)?;
         }
         Ok(page)
     }
@@ -227,7 +228,11 @@ impl<'b> Pages<'b> {
     }
 
     /// Frees the run of a value that was replaced or removed. It is not looked at.
-    pub(super) fn free_run(&mut self, run: OverflowRef) {
+    pub(super) fn free_run(&mut self, run: OverflowRef) -> Result<()> {
+        if run.page < META_PAGES || run.end() > self.pager().end() {
+            let what = "is referred to as a run, but is none of the file's pages";
+            return Err(self.view().damaged(run.page, what));
+        }
         let extent = Extent {
             page: run.page,
             pages: run.pages(),
@@ -237,6 +242,7 @@ impl<'b> Pages<'b> {
         } else {
             self.let_go(extent, run.birth);
         }
+        Ok(())
     }
 
     /// Moves a run that reaches to page `cut` or beyond before it; none if it
@@ -256,7 +262,7 @@ impl<'b> Pages<'b> {
         let pager = self.pager();
         let value = pager.working(&self.token).run_value(old)?;
         pager.write_run(&self.token, new.page, value)?;
-        self.free_run(old);
+        self.free_run(old)?;
         Ok(Some(OverflowRef {
             page: new.page,
             birth: self.birth(),

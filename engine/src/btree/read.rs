@@ -176,7 +176,7 @@ pub(super) fn scan(
     )
 }
 
-/// The same, with what leaves have of the values; expected to be a long one.
+/// The same, with what leaves have of the values; long, if it goes past one leaf.
 pub(super) fn peek_scan(
     view: View<'_>,
     root: &Root,
@@ -184,7 +184,7 @@ pub(super) fn peek_scan(
     direction: Direction,
     visit: &mut PeekVisitor<'_>,
 ) -> Result<()> {
-    walk(view, root, bounds, direction, 1, &mut |key, value| {
+    walk(view, root, bounds, direction, 2, &mut |key, value| {
         Ok(visit(key, peek(value)))
     })
 }

@@ -221,15 +221,9 @@ impl Walk<'_> {
             left -= bytes.len();
             if done == 0 {
                 let head = Page::parse(&self.buffer);
-                let is_it = head.kind() == Some(Kind::Overflow)
-                    && head.number() == first
-                    && head.birth() == overflow.birth
-                    && head.run_length() == overflow.length as usize;
                 stored = page::stored_checksum(bytes);
                 bytes = &bytes[CRC_BYTES..];
-                if !is_it {
-                    let OverflowRef { birth, length, .. } = overflow;
-                    let what = format!("starts no run of {length} bytes of state {birth}");
+                if let Err(what) = overflow.check_start(&head) {
                     return self.damaged(first, what);
                 }
             }

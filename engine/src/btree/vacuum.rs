@@ -182,8 +182,16 @@ impl Pass {
             if pages.is_cold() {
                 let view = pages.view();
                 let runs = view.page(number)?.long_values().map(|long| long.run);
-                runs.filter(|run| run.end() > self.cut && !view.is_resident(run.page))
-                    .for_each(|run| view.will_need(run.page, run.pages()));
+                let mut pages = budget.pages;
+                for run in runs.filter(|run| run.end() > self.cut) {
+                    if pages == 0 {
+                        break;
+                    }
+                    pages = pages.saturating_sub(run.pages());
+                    if !view.is_resident(run.page) {
+                        view.will_need(run.page, run.pages());
+                    }
+                }
             }
             for index in 0..pages.page(number)?.count() {
                 let Value::Long(long) = pages.page(number)?.value(index) else {

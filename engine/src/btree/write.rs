@@ -188,7 +188,7 @@ impl Writer<'_, '_> {
         let sums = page.leaf_sums(leaf.index..leaf.index + 1);
         if let Value::Long(long) = page.value(leaf.index) {
             let run = long.run;
-            self.pages.free_run(run);
+            self.pages.free_run(run)?;
         }
         self.pages.page_mut(leaf.page).remove_cell(leaf.index);
         Ok(sums)

@@ -19,7 +19,7 @@ use std::ops::{Bound, ControlFlow};
 use varve_types::ApiError;
 
 use super::error::{MvccError, Result};
-use super::history::{decode, decode_change, peek_scan, scan};
+use super::history::{decode, decode_change, entry_of, peek_scan, scan};
 use super::keys::{LogKey, Revision};
 use super::options::CompactBudget;
 use super::record::{Change, ChangeKind};
@@ -117,11 +117,11 @@ fn drop_below(batch: &mut dyn Batch, kept: Revision, budget: &mut Budget) -> Res
         }
         let revision = revision_of(key)?;
         budget.spend(key.len() + found.length);
-        let mut bytes = found.bytes;
-        if bytes.len() < found.length && Change::decode(&bytes).is_none() {
-            // The key that was deleted is a long one.
-            bytes = read.get(LOG, key)?.unwrap_or_default().into_owned().into();
+        last = Some(revision.log_key());
+        if !found.is_whole() && Change::is_put(&found.bytes) {
+            return Ok(ControlFlow::Continue(()));
         }
+        let bytes = entry_of(read, key, found, |bytes| Change::decode(bytes).is_some())?;
         let change = decode_change(revision, &bytes)?;
         if change.kind == ChangeKind::Delete {
             tombstones.push(Tombstone {
@@ -129,7 +129,6 @@ fn drop_below(batch: &mut dyn Batch, kept: Revision, budget: &mut Budget) -> Res
                 revision,
             });
         }
-        last = Some(revision.log_key());
         Ok(ControlFlow::Continue(()))
     })?;
     bury_for_good(batch, &tombstones)?;

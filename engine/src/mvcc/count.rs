@@ -12,7 +12,7 @@ use varve_types::KeyRange;
 
 use super::LOG;
 use super::error::{MvccError, Result};
-use super::history::{range_sums, scan, walk_at};
+use super::history::{entry_of, has_both_marks, peek_scan, range_sums, walk_at};
 use super::keys::Revision;
 use super::pace::Pace;
 use super::record::{Change, ChangeKind, Record};
@@ -87,7 +87,7 @@ impl Count {
             });
         }
         let mut last = since.to_vec();
-        scan(read, LOG, newer, Direction::Backward, &mut |key, _| {
+        peek_scan(read, LOG, newer, Direction::Backward, &mut |key, _| {
             last = key.to_vec();
             Ok(ControlFlow::Break(()))
         })?;
@@ -114,9 +114,10 @@ fn growth(
         return Ok((growth, None));
     }
     let bounds = (Bound::Excluded(after), Bound::Included(last));
-    scan(read, LOG, bounds, Direction::Forward, &mut |key, bytes| {
+    peek_scan(read, LOG, bounds, Direction::Forward, &mut |key, found| {
+        let bytes = entry_of(read, key, found, has_both_marks)?;
         let change =
-            Change::decode(bytes).ok_or_else(|| MvccError::damaged(LOG, key, "not a change"))?;
+            Change::decode(&bytes).ok_or_else(|| MvccError::damaged(LOG, key, "not a change"))?;
         if range.contains(change.key) {
             let replaced = change
                 .replaced()

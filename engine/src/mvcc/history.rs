@@ -202,13 +202,27 @@ pub(super) fn peek<'r>(
     }
 }
 
+/// What was found of the LOG entry `key` if it `suffices`, or else all of it.
+pub(super) fn entry_of<'f>(
+    read: &dyn Read,
+    key: &[u8],
+    found: Peek<'f>,
+    suffices: impl FnOnce(&[u8]) -> bool,
+) -> Result<Cow<'f, [u8]>> {
+    if found.is_whole() || suffices(&found.bytes) {
+        return Ok(found.bytes);
+    }
+    let whole = read.get(LOG, key)?.unwrap_or_default();
+    Ok(Cow::Owned(whole.into_owned()))
+}
+
 /// Whether the beginning of a value has all of a record but its value.
 pub(super) fn has_marks(beginning: &[u8]) -> bool {
     Record::decode(beginning).is_some_and(|record| !record.live || record.hash.is_some())
 }
 
 /// Whether the beginning of a LOG entry has all but the value in it.
-fn has_both_marks(beginning: &[u8]) -> bool {
+pub(super) fn has_both_marks(beginning: &[u8]) -> bool {
     Change::decode(beginning).is_some_and(|change| has_marks(change.undo))
 }
 

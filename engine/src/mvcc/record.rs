@@ -282,7 +282,7 @@ impl<'a> Change<'a> {
             1 => ChangeKind::Delete,
             _ => return None,
         };
-        let hash = u128::from_le_bytes(head[HASH_AT..].try_into().ok()?);
+        let hash = Self::hash_of(head)?;
         let length = usize::try_from(varint::take(&mut rest)?).ok()?;
         let key = varint::take_bytes(&mut rest, length)?;
         Some(Self {
@@ -291,6 +291,17 @@ impl<'a> Change<'a> {
             key,
             undo: rest,
         })
+    }
+
+    /// The state hash in the beginning of an entry.
+    pub(super) fn hash_of(beginning: &[u8]) -> Option<u128> {
+        let hash = beginning.get(HASH_AT..KEY_AT)?;
+        Some(u128::from_le_bytes(hash.try_into().ok()?))
+    }
+
+    /// Whether the beginning of an entry is that of a put.
+    pub(super) fn is_put(beginning: &[u8]) -> bool {
+        beginning.first() == Some(&(ChangeKind::Put as u8))
     }
 
     /// The record it replaced: `Some(None)` if there was none, `None` if damaged.

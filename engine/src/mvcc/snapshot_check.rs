@@ -96,7 +96,11 @@ impl SnapshotCheck {
             *count += 1;
             if ORDER[number] == LATEST {
                 let record = decode(LATEST, key, value)?;
-                self.hash = self.hash.wrapping_add(record_hash(key, &record));
+                let hash = record_hash(key, &record);
+                if record.hash.is_some_and(|kept| kept != hash) {
+                    return Err(refused("a record has a hash that is not its own"));
+                }
+                self.hash = self.hash.wrapping_add(hash);
             }
             if ORDER[number] == META && key == STATE {
                 self.state = Some(value.to_vec());

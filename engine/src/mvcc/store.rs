@@ -209,7 +209,7 @@ impl WriteTxn<'_> {
         &mut self,
         ahead: &mut Lookahead<'a, impl Iterator<Item = (u8, &'a [u8])>>,
     ) {
-        // What is replaced is moved as it is, and looked at only for events.
+        // A put moves what it replaces as it is, and looks at it for events only.
         let collector = self.writer.collector.as_ref();
         let whole = collector.is_some_and(Collector::is_open);
         ahead.step(&mut *self.writer.batch, LATEST, whole);

@@ -2,8 +2,9 @@
 //!
 //! A put reads the key's record, appends it as it is to the new LOG entry, and
 //! writes the new record in its place: one descent that is read and written,
-//! one append, and nothing is allocated. Only a put of a key that does not
-//! live looks into DEAD.
+//! one append, and for short values nothing is allocated. A long value, which lies
+//! apart, is neither read nor copied: LOG takes it over. Only a put of a key that
+//! does not live looks into DEAD.
 
 use std::ops::{Bound, ControlFlow};
 
@@ -11,7 +12,7 @@ use varve_types::{DeleteRangeResponse, KeyRange, KeyValue, PutRequest};
 
 use super::error::{MvccError, Result};
 use super::hash::{keeps_hash, kept_hash, record_hash};
-use super::history::{decode, has_marks, peek, scan};
+use super::history::{decode, has_marks, scan};
 use super::keys::Revision;
 use super::live::{Collector, event_of};
 use super::options::CompactBudget;
@@ -119,9 +120,10 @@ impl Writer<'_> {
         Change::start(key, change);
         let is_watched = self.collector.as_ref().is_some_and(Collector::is_open);
         let looks_at_value = put.ignore_value || is_watched || put.prev_kv && budget.wanted;
-        let mut former = peek(&*self.batch, LATEST, key, has_marks)?;
-        let lies_apart = former.as_ref().is_some_and(|former| !former.is_whole());
-        if lies_apart && looks_at_value {
+        let mut former = self.batch.peek(LATEST, key)?;
+        let part = former.as_ref().filter(|former| !former.is_whole());
+        let lies_apart = part.is_some();
+        if part.is_some_and(|part| looks_at_value || !has_marks(&part.bytes)) {
             former = self.batch.get(LATEST, key)?.map(Peek::whole);
         }
         let mut was_dead = false;

@@ -198,14 +198,19 @@ fn operation(
             range: range(random, shape, keys),
         },
         38..=52 => {
-            // The engine need not make sense of it where the keys are the same.
-            let keep_tree = if tree == 2 { 3 } else { 2 };
+            let (key, keep_key) = (shape.key(random, keys), shape.key(random, keys));
+            let other = if tree == 2 { 3 } else { 2 };
+            // The same tree too, but not the same key.
+            let keep_tree = match random.below(2) {
+                0 if key != keep_key => tree,
+                _ => other,
+            };
             Operation::PutAndKeep {
                 tree,
-                key: shape.key(random, keys),
+                key,
                 value: value(random),
                 keep_tree,
-                keep_key: shape.key(random, keys),
+                keep_key,
                 head: vec![b'h'; [0, 20, 40, 900][random.below(4)]],
             }
         }

@@ -5,9 +5,14 @@ use varve_types::{
     SortTarget,
 };
 
+use std::sync::Arc;
+
 use super::super::keys::{LEASE, numbered};
-use super::super::{BatchOptions, MAX_KEY_BYTES, MvccError};
-use super::{ALL, Bench, all, put, show};
+use super::super::record::{LiveMarks, NewVersion, Record};
+use super::super::{BatchOptions, LATEST, MAX_KEY_BYTES, MvccError, Store};
+use super::engines::Engine;
+use super::{ALL, Bench, all, copy, put, show};
+use crate::backend::memory;
 
 fn grant(bench: &mut Bench, lease: u64) {
     let applied = bench.next();
@@ -411,4 +416,54 @@ fn meta_is_kept_with_the_batch() {
     .unwrap();
     assert_eq!(members.len(), 1);
     assert!(members[0].is_ok());
+}
+
+/// Writes the record of `key` anew with another hash, as a fault would, or with none, as
+/// earlier builds did.
+fn with_hash(bench: &mut Bench, key: &[u8], change: impl FnOnce(&mut Option<u128>)) {
+    let bytes = bench.store.backend().snapshot().unwrap();
+    let bytes = bytes.get(LATEST, key).unwrap().unwrap().into_owned();
+    let record = Record::decode(&bytes).unwrap();
+    let mut hash = record.hash;
+    change(&mut hash);
+    let live = LiveMarks {
+        create: record.create,
+        version: record.version,
+        lease: record.lease,
+        value: record.value,
+        hash,
+    };
+    let mut changed = Vec::new();
+    let version = NewVersion {
+        modified: record.modified,
+        live: Some(live),
+    };
+    version.encode(None, &mut changed).unwrap();
+    let applied = bench.next();
+    let mut batch = bench.store.backend().begin().unwrap();
+    batch.put(LATEST, key, &changed).unwrap();
+    batch.publish(applied).unwrap();
+}
+
+#[test]
+fn a_long_record_without_its_hash_is_as_good_and_one_with_a_wrong_hash_is_found() {
+    let value = "v".repeat(5000);
+    let mut bench = Bench::new();
+    bench.put("k", &value);
+    let hash = bench.view().hash();
+    with_hash(&mut bench, b"k", |hash| assert!(hash.take().is_some()));
+    let mut bench = Bench::on(Arc::clone(bench.store.backend()));
+    bench.check();
+    assert_eq!(bench.view().hash(), hash);
+    bench.put("k", "short");
+    bench.check();
+    bench.put("k", &value);
+    bench.check();
+    with_hash(&mut bench, b"k", |hash| *hash = hash.map(|hash| hash ^ 1));
+    let store = Store::open(Arc::clone(bench.store.backend())).unwrap();
+    let wrong = store.view().check().unwrap_err().to_string();
+    assert!(wrong.contains("a hash that is not its own"), "{wrong}");
+    let target = Engine::new(memory::NAME).backend();
+    let refused = copy(store.view(), target, 700).unwrap_err().to_string();
+    assert!(refused.contains("a hash that is not its own"), "{refused}");
 }
