@@ -57,10 +57,8 @@ impl Writer<'_, '_> {
     pub(super) fn put_beside(&mut self, key: &[u8], value: &[u8]) -> Result<Vec<u8>> {
         self.go_to(key)?;
         let leaf = self.place.path.leaf();
-        let page = self.pages.page_mut(leaf.page);
-        let former = page.payload(leaf.index).to_vec();
-        let removed = page.leaf_sums(leaf.index..leaf.index + 1);
-        page.remove_cell(leaf.index);
+        let former = self.pages.page(leaf.page)?.payload(leaf.index).to_vec();
+        let removed = self.remove_found();
         let payload = self.pages.payload(key, value)?;
         self.insert(key, value.len(), &payload, removed)?;
         Ok(former)
@@ -184,14 +182,20 @@ impl Writer<'_, '_> {
             return Ok(Sums::default());
         }
         let leaf = self.place.path.leaf();
-        let page = self.pages.page(leaf.page)?;
-        let sums = page.leaf_sums(leaf.index..leaf.index + 1);
-        if let Value::Long(long) = page.value(leaf.index) {
+        if let Value::Long(long) = self.pages.page(leaf.page)?.value(leaf.index) {
             let run = long.run;
             self.pages.free_run(run)?;
         }
-        self.pages.page_mut(leaf.page).remove_cell(leaf.index);
-        Ok(sums)
+        Ok(self.remove_found())
+    }
+
+    /// Removes the cell that the path leads to; a run that it refers to stays.
+    fn remove_found(&mut self) -> Sums {
+        let leaf = self.place.path.leaf();
+        let page = self.pages.page_mut(leaf.page);
+        let sums = page.leaf_sums(leaf.index..leaf.index + 1);
+        page.remove_cell(leaf.index);
+        sums
     }
 
     /// Carries a change of the leaf up to the root.

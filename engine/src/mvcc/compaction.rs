@@ -19,7 +19,7 @@ use std::ops::{Bound, ControlFlow};
 use varve_types::ApiError;
 
 use super::error::{MvccError, Result};
-use super::history::{decode, decode_change, entry_of, peek_scan, scan};
+use super::history::{decode, decode_change, or_whole, peek_scan, scan};
 use super::keys::{LogKey, Revision};
 use super::options::CompactBudget;
 use super::record::{Change, ChangeKind};
@@ -121,8 +121,9 @@ fn drop_below(batch: &mut dyn Batch, kept: Revision, budget: &mut Budget) -> Res
         if !found.is_whole() && Change::is_put(&found.bytes) {
             return Ok(ControlFlow::Continue(()));
         }
-        let bytes = entry_of(read, key, found, |bytes| Change::decode(bytes).is_some())?;
-        let change = decode_change(revision, &bytes)?;
+        let has_key = |bytes: &[u8]| Change::decode(bytes).is_some();
+        let entry = or_whole(read, LOG, key, found, has_key)?;
+        let change = decode_change(revision, &entry.bytes)?;
         if change.kind == ChangeKind::Delete {
             tombstones.push(Tombstone {
                 key: change.key.to_vec(),

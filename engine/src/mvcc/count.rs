@@ -12,7 +12,7 @@ use varve_types::KeyRange;
 
 use super::LOG;
 use super::error::{MvccError, Result};
-use super::history::{entry_of, has_both_marks, peek_scan, range_sums, walk_at};
+use super::history::{has_both_marks, or_whole, peek_scan, range_sums, walk_at};
 use super::keys::Revision;
 use super::pace::Pace;
 use super::record::{Change, ChangeKind, Record};
@@ -115,7 +115,7 @@ fn growth(
     }
     let bounds = (Bound::Excluded(after), Bound::Included(last));
     peek_scan(read, LOG, bounds, Direction::Forward, &mut |key, found| {
-        let bytes = entry_of(read, key, found, has_both_marks)?;
+        let bytes = or_whole(read, LOG, key, found, has_both_marks)?.bytes;
         let change =
             Change::decode(&bytes).ok_or_else(|| MvccError::damaged(LOG, key, "not a change"))?;
         if range.contains(change.key) {

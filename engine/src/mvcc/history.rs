@@ -116,10 +116,7 @@ pub(super) fn older_version<'r>(
             continue;
         }
         let record_at = found.bytes.len() - change.undo.len();
-        let bytes = match found.is_whole() {
-            true => found.bytes,
-            false => read.get(LOG, &log_key)?.unwrap_or_default(),
-        };
+        let bytes = or_whole(read, LOG, &log_key, found, |_| false)?.bytes;
         return Ok(Some(Version { bytes, record_at }));
     }
 }
@@ -194,26 +191,25 @@ pub(super) fn peek<'r>(
     key: &[u8],
     suffices: impl FnOnce(&[u8]) -> bool,
 ) -> Result<Option<Peek<'r>>> {
-    match read.peek(tree, key)? {
-        Some(peek) if !peek.is_whole() && !suffices(&peek.bytes) => {
-            Ok(read.get(tree, key)?.map(Peek::whole))
-        }
-        peek => Ok(peek),
-    }
+    let found = read.peek(tree, key)?;
+    found
+        .map(|found| or_whole(read, tree, key, found, suffices))
+        .transpose()
 }
 
-/// What was found of the LOG entry `key` if it `suffices`, or else all of it.
-pub(super) fn entry_of<'f>(
-    read: &dyn Read,
+/// What was found of the value of `key` if it `suffices`, or else all of it.
+pub(super) fn or_whole<'f>(
+    read: &'f dyn Read,
+    tree: TreeId,
     key: &[u8],
     found: Peek<'f>,
     suffices: impl FnOnce(&[u8]) -> bool,
-) -> Result<Cow<'f, [u8]>> {
+) -> Result<Peek<'f>> {
     if found.is_whole() || suffices(&found.bytes) {
-        return Ok(found.bytes);
+        return Ok(found);
     }
-    let whole = read.get(LOG, key)?.unwrap_or_default();
-    Ok(Cow::Owned(whole.into_owned()))
+    // It is there: it was found in the same state.
+    Ok(Peek::whole(read.get(tree, key)?.unwrap_or_default()))
 }
 
 /// Whether the beginning of a value has all of a record but its value.
@@ -236,12 +232,17 @@ pub(super) fn scan(
 ) -> Result<()> {
     let mut failed = None;
     read.scan(tree, bounds, direction, &mut |key, value| {
-        visit(key, value).unwrap_or_else(|error| {
-            failed = Some(error);
-            ControlFlow::Break(())
-        })
+        or_stop(visit(key, value), &mut failed)
     })?;
     failed.map_or(Ok(()), Err)
+}
+
+/// Ends a scan whose visitor failed, and keeps the error.
+fn or_stop(flow: Result<ControlFlow<()>>, failed: &mut Option<MvccError>) -> ControlFlow<()> {
+    flow.unwrap_or_else(|error| {
+        *failed = Some(error);
+        ControlFlow::Break(())
+    })
 }
 
 /// Called for each entry of a tree with what a peek finds, until it breaks.
@@ -257,10 +258,7 @@ pub(super) fn peek_scan(
 ) -> Result<()> {
     let mut failed = None;
     read.peek_scan(tree, bounds, direction, &mut |key, found| {
-        visit(key, found).unwrap_or_else(|error| {
-            failed = Some(error);
-            ControlFlow::Break(())
-        })
+        or_stop(visit(key, found), &mut failed)
     })?;
     failed.map_or(Ok(()), Err)
 }
