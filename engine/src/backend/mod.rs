@@ -207,6 +207,15 @@ pub trait Batch: Read {
     /// Sets `key` to `value`.
     fn put(&mut self, tree: TreeId, key: &[u8], value: &[u8]) -> Result<()>;
 
+    /// As [`Batch::put`] of each of `entries`, in that order, so that the last one of a key
+    /// stays. An engine can put them in the order that is best for it, and several at a time.
+    fn put_all(&mut self, tree: TreeId, entries: &[Entry<'_>]) -> Result<()> {
+        for (key, value) in entries {
+            self.put(tree, key, value)?;
+        }
+        Ok(())
+    }
+
     /// Sets `key` to `value`, and `keep.key` to `keep.head` followed by the value that
     /// `key` had; nothing follows if it had none. An engine in which long values lie
     /// apart from their keys neither reads nor copies the old one. After an error the
@@ -225,10 +234,7 @@ pub trait Batch: Read {
     /// sorted. Where the keys ascend and lie behind all that the tree holds, an engine
     /// can build full pages from the bottom up.
     fn append(&mut self, tree: TreeId, entries: &[Entry<'_>]) -> Result<()> {
-        for (key, value) in entries {
-            self.put(tree, key, value)?;
-        }
-        Ok(())
+        self.put_all(tree, entries)
     }
 
     /// Removes `key`; whether it was there.

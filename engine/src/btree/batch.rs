@@ -14,6 +14,7 @@ use super::page::{MAX_INLINE_ENTRY_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use super::pages::Pages;
 use super::path::Place;
 use super::prefetch;
+use super::put_all;
 use super::read;
 use super::readers::Publisher;
 use super::snapshot::root_of;
@@ -75,6 +76,7 @@ impl<'b> WriteBatch<'b> {
             pages: &mut self.pages,
             root: &mut self.state.roots[index],
             place: self.places[index].get_mut(),
+            is_last: true,
         });
         done.map_err(|error| self.note(error))
     }
@@ -202,6 +204,10 @@ impl Batch for WriteBatch<'_> {
         self.write(keep.tree, |writer| {
             writer.put_behind(keep.key, keep.head, &former)
         })
+    }
+
+    fn put_all(&mut self, tree: TreeId, entries: &[Entry<'_>]) -> Result<()> {
+        self.write(tree, |writer| put_all::put_all(writer, entries))
     }
 
     fn append(&mut self, tree: TreeId, entries: &[Entry<'_>]) -> Result<()> {

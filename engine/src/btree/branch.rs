@@ -42,6 +42,10 @@ impl Delta {
         }
     }
 
+    pub(super) fn between(before: Sums, after: Sums) -> Self {
+        Self::added(minus(after, before))
+    }
+
     /// `sums` after this change.
     pub(super) fn applied_to(self, sums: Sums) -> Sums {
         Sums {

@@ -10,7 +10,7 @@
 //! the format of a page; `pager` and `readers` are the only places with unsafe
 //! code, and say who may touch which page when; `bitmap`, `limbo`,
 //! `space` and `free_map` know which pages are free; `read`, `sums`, `path`, `prefetch` go down a tree;
-//! `write`, `bulk`, `split`, `spill`, `merge`, `delete_range` and `vacuum` change it; `batch`, `snapshot`,
+//! `write`, `put_all`, `bulk`, `split`, `spill`, `merge`, `delete_range` and `vacuum` change it; `batch`, `snapshot`,
 //! `checkpoint`, `open`, `check`, `scrub` and `inspect` are what a user does with a store.
 //! `engine/FORMAT.md` has the bytes.
 
@@ -44,6 +44,7 @@ mod pager;
 mod pages;
 mod path;
 mod prefetch;
+mod put_all;
 mod read;
 mod readers;
 mod scrub;

@@ -48,6 +48,21 @@ impl<'b> Pages<'b> {
         }
     }
 
+    /// For another thread that works on the same batch, in pages that nobody else looks at
+    /// meanwhile.
+    pub(super) fn apart(&self) -> Self {
+        Self::new(self.shared, self.birth())
+    }
+
+    /// What such a thread took and freed is this one's.
+    pub(super) fn absorb(&mut self, mut apart: Self) {
+        self.pool.append(&mut apart.pool);
+        let Leftovers { freed, unused } = apart.leftovers;
+        self.leftovers.freed.extend(freed);
+        self.leftovers.unused.extend(unused);
+        self.is_cold |= apart.is_cold;
+    }
+
     fn pager(&self) -> &'b Pager {
         self.shared.pager()
     }

@@ -77,6 +77,27 @@ impl Path {
         }
     }
 
+    /// Goes down from `root` to the page of `level` below which `key` is, or belongs.
+    pub(super) fn descend_to(
+        &mut self,
+        view: View<'_>,
+        root: u64,
+        key: &[u8],
+        level: u8,
+    ) -> Result<()> {
+        self.clear();
+        let mut number = root;
+        loop {
+            let page = view.page(number)?;
+            if page.level() <= level {
+                return self.push(view, number, 0);
+            }
+            let index = page.child_for(key);
+            self.push(view, number, index)?;
+            number = page.child_page(index);
+        }
+    }
+
     /// Whether the leaf is the tree's last.
     pub(super) fn is_rightmost(&self, view: View<'_>) -> Result<bool> {
         for step in &self.steps[..self.depth.saturating_sub(1)] {

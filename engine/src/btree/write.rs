@@ -20,6 +20,8 @@ pub(super) struct Writer<'w, 'b> {
     pub(super) pages: &'w mut Pages<'b>,
     pub(super) root: &'w mut Root,
     pub(super) place: &'w mut Place,
+    /// Whether its last leaf is the last one; not so in most parts of a tree.
+    pub(super) is_last: bool,
 }
 
 /// Refuses what a page cannot hold, before anything is changed.
@@ -117,7 +119,7 @@ impl Writer<'_, '_> {
             return self.ascend(delta, None, overflow);
         }
         self.place.valid = false;
-        let append = removed.entries == 0 && self.place.path.is_rightmost(self.pages.view())?;
+        let append = removed.entries == 0 && self.is_at_end()?;
         let steps = self.place.path.steps();
         if let [.., parent, _] = *steps
             && !append
@@ -128,6 +130,12 @@ impl Writer<'_, '_> {
         }
         let split = split::split(self.pages, leaf.page, leaf.index, &cell, append)?;
         self.ascend(delta, Some(split), overflow)
+    }
+
+    /// Whether the leaf is the last one of all, so that what comes after it is probably
+    /// appended.
+    fn is_at_end(&self) -> Result<bool> {
+        Ok(self.is_last && self.place.path.is_rightmost(self.pages.view())?)
     }
 
     /// Removes `key`; whether it was there.
@@ -218,7 +226,7 @@ impl Writer<'_, '_> {
         overflow: bool,
     ) -> Result<()> {
         let steps = self.place.path.steps();
-        let append = split.is_some() && self.place.path.is_rightmost(self.pages.view())?;
+        let append = split.is_some() && self.is_at_end()?;
         for step in steps[..branches].iter().rev() {
             let branch = self.pages.page_mut(step.page);
             branch.add_child_sums(step.index, delta);

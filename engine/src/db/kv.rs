@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use varve_types::{Command, KeyRange};
+use varve_types::{Command, KeyRange, opcode};
 
 use super::batch::{WriteBatch, decode, raw};
 use super::error::Result;
@@ -15,7 +15,8 @@ use super::options::Options;
 use super::pending::Pending;
 use super::pipeline::{self, Pipeline};
 use crate::backend::{
-    Backend, CheckReport, Direction, Lookahead, Snapshot, Stats, Sums, TreeId, Upkeep, Visitor,
+    Backend, CheckReport, Direction, Entry, Lookahead, Snapshot, Stats, Sums, TreeId, Upkeep,
+    Visitor,
 };
 use crate::disk::Disk;
 use crate::wal::{Identity, WalStats};
@@ -208,17 +209,26 @@ impl Machine for Map {
             return Ok(());
         };
         let mut changes = self.backend.begin()?;
-        let mut ahead = Lookahead::new(raw(batches));
+        let deletes = raw(batches).filter(|(opcode, _)| *opcode == opcode::DELETE_RANGE);
+        let mut ahead = Lookahead::new(deletes);
+        // Up to the next delete, over all batches.
+        let mut puts: Vec<Entry<'_>> = Vec::new();
         for batch in batches {
             let read = decode(batch.payload, |command| {
-                ahead.step(&mut *changes, TREE, false);
                 match command {
-                    Command::Put(put) => changes.put(TREE, put.key, put.value)?,
-                    Command::DeleteRange(delete) => match delete.range() {
-                        KeyRange::One(key) => drop(changes.delete(TREE, key)?),
-                        range if range.is_empty() => {}
-                        range => drop(changes.delete_range(TREE, range.bounds())?),
-                    },
+                    Command::Put(put) => puts.push((put.key, put.value)),
+                    Command::DeleteRange(delete) => {
+                        if !puts.is_empty() {
+                            changes.put_all(TREE, &puts)?;
+                            puts.clear();
+                        }
+                        ahead.step(&mut *changes, TREE, false);
+                        match delete.range() {
+                            KeyRange::One(key) => drop(changes.delete(TREE, key)?),
+                            range if range.is_empty() => {}
+                            range => drop(changes.delete_range(TREE, range.bounds())?),
+                        }
+                    }
                     _ => return Err(batch.foreign("a command of a revisioned store".to_owned())),
                 }
                 Ok(())
@@ -226,6 +236,7 @@ impl Machine for Map {
             read.map_err(|what| batch.foreign(what))?;
             outputs.push(());
         }
+        changes.put_all(TREE, &puts)?;
         changes.publish(applied(last))?;
         Ok(())
     }

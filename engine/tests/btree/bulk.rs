@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use varve_engine::backend::conformance::{Model, Random, compare_all};
-use varve_engine::backend::{Applied, Backend, BackendError, Entry, TreeId};
+use varve_engine::backend::{Applied, Backend, BackendError, Batch, Entry, Result, TreeId};
 use varve_engine::btree::inspect::Inspector;
 use varve_engine::btree::page::MAX_KEY_BYTES;
 use varve_engine::disk::sim::{Fault, FaultOn};
@@ -15,6 +15,14 @@ use crate::{check, new_disk, open, path};
 const TREE: TreeId = TreeId(1);
 
 type Entries = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// How many entries are put.
+type Way = fn(&mut dyn Batch, &[Entry<'_>]) -> Result<()>;
+
+const WAYS: [Way; 2] = [
+    |batch, entries| batch.append(TREE, entries),
+    |batch, entries| batch.put_all(TREE, entries),
+];
 
 /// Sorted entries of a shape: short keys, long ones, ones that share much.
 fn entries(random: &mut Random, count: usize, after: &str) -> Entries {
@@ -152,6 +160,12 @@ fn the_leaves_are_full() {
 
 #[test]
 fn a_power_loss_during_a_load_leaves_a_checkpoint() {
+    power_loss(WAYS[0], 12, 150, 40);
+    // So many that the tree is parted.
+    power_loss(WAYS[1], 4, 260, 260);
+}
+
+fn power_loss(way: Way, rounds: u64, count: usize, at_a_time: usize) {
     let disk = new_disk(true);
     let store = open(&disk).expect("a new store");
     let mut random = Random::new(21);
@@ -160,11 +174,11 @@ fn a_power_loss_during_a_load_leaves_a_checkpoint() {
         operations: disk.op_count(),
         model: model.clone(),
     }];
-    for round in 1..=12_u64 {
-        let part = entries(&mut random, 150, &format!("k{round:04}"));
+    for round in 1..=rounds {
+        let part = entries(&mut random, count, &format!("k{:04}", round % 5));
         let mut batch = store.begin().expect("a batch");
-        for chunk in slices(&part).chunks(40) {
-            batch.append(TREE, chunk).expect("appended");
+        for chunk in slices(&part).chunks(at_a_time) {
+            way(&mut *batch, chunk).expect("put");
         }
         model.tree(1).extend(part);
         model.applied = Applied {
@@ -172,7 +186,7 @@ fn a_power_loss_during_a_load_leaves_a_checkpoint() {
             index: round,
         };
         batch.publish(model.applied).expect("publish");
-        if round % 3 == 0 {
+        if round % 2 == 0 {
             store.checkpoint().expect("checkpoint");
             acknowledged.push(Acknowledged {
                 operations: disk.op_count(),
@@ -197,10 +211,16 @@ fn a_power_loss_during_a_load_leaves_a_checkpoint() {
 /// before stays.
 #[test]
 fn an_error_at_any_call_of_a_load_loses_nothing() {
+    for way in WAYS {
+        errors(way);
+    }
+}
+
+fn errors(way: Way) {
     let mut random = Random::new(22);
     // The second makes the file grow.
     let [first, second] =
-        [("a", 800), ("b", 6000)].map(|(after, count)| entries(&mut random, count, after));
+        [("a", 800), ("b", 3000)].map(|(after, count)| entries(&mut random, count, after));
     for (on, errno) in [
         (FaultOn::Allocate, libc::ENOSPC),
         (FaultOn::Allocate, libc::EIO),
@@ -212,7 +232,7 @@ fn an_error_at_any_call_of_a_load_loses_nothing() {
             let disk = new_disk(false);
             let store = open(&disk).expect("a new store");
             let mut model = Model::default();
-            load(&store, &mut model, &first).expect("the disk works");
+            load(way, &store, &mut model, &first).expect("the disk works");
             disk.inject(Fault {
                 on,
                 after,
@@ -222,7 +242,7 @@ fn an_error_at_any_call_of_a_load_loses_nothing() {
                 errno,
             });
             let mut loaded = model.clone();
-            let outcome = load(&store, &mut loaded, &second);
+            let outcome = load(way, &store, &mut loaded, &second);
             let Err(error) = outcome else {
                 assert!(
                     disk.fault_count() > 0,
@@ -245,7 +265,7 @@ fn an_error_at_any_call_of_a_load_loses_nothing() {
             drop(snapshot);
             let crashed = disk.crash_now(0);
             if errno == libc::ENOSPC {
-                load(&store, &mut loaded, &second).expect("there is room again");
+                load(way, &store, &mut loaded, &second).expect("there is room again");
                 compare_all(&*store.snapshot().expect("a snapshot"), &loaded).expect("loaded");
             } else {
                 assert!(store.begin().is_err(), "{on:?} {after}: not latched");
@@ -260,16 +280,16 @@ fn an_error_at_any_call_of_a_load_loses_nothing() {
     }
 }
 
-/// Appends entries in one batch, and makes that durable.
-fn load(store: &dyn Backend, model: &mut Model, entries: &Entries) -> Result<(), BackendError> {
+/// Puts entries in one batch, and makes that durable.
+fn load(way: Way, store: &dyn Backend, model: &mut Model, entries: &Entries) -> Result<()> {
     let mut next = model.clone();
     next.applied = Applied {
         term: 1,
         index: model.applied.index + 1,
     };
     let mut batch = store.begin()?;
-    for chunk in slices(entries).chunks(100) {
-        batch.append(TREE, chunk)?;
+    for chunk in slices(entries).chunks(600) {
+        way(&mut *batch, chunk)?;
     }
     batch.publish(next.applied)?;
     next.tree(1).extend(entries.clone());

@@ -15,6 +15,7 @@ mod damage;
 mod faults;
 mod inline;
 mod inspect;
+mod put_all;
 mod readers;
 mod scrub;
 mod vacuum;

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use varve_engine::btree::inspect::{Inspector, MetaPage};
 use varve_engine::db::{Db, Options};
 use varve_engine::disk::{self, Disk, File, Map, OpenMode, SimDisk};
 
@@ -150,6 +151,35 @@ fn writers_wait_for_a_checkpoint_that_takes_long() {
     drop(turn);
     writer.join().unwrap();
     assert!(end() > 200 * BLOCK);
+    db.check().unwrap();
+}
+
+/// What is written while one is made calls for none that only that one was due for.
+#[test]
+fn a_checkpoint_is_made_once() {
+    const BLOCK: u64 = 4096;
+    let (disk, db) = slow(Options {
+        checkpoint_log_bytes: 16 * BLOCK,
+        ..options()
+    });
+    let sequence = || {
+        let inspector = Inspector::open(&disk.inner.crash_now(0), &dir().join("tree.btree"));
+        let pages = inspector.unwrap().meta().unwrap();
+        let sequence = |page: MetaPage| match page {
+            MetaPage::Valid(fields) => fields.sequence,
+            _ => 0,
+        };
+        pages.map(sequence).into_iter().max().unwrap()
+    };
+    let turn = disk.turn.lock().unwrap();
+    put(&db, 0..20);
+    std::thread::sleep(Duration::from_millis(100));
+    put(&db, 20..25);
+    let before = sequence();
+    drop(turn);
+    until("made", || sequence() > before);
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(sequence(), before + 1);
     db.check().unwrap();
 }
 

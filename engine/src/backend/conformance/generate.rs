@@ -214,7 +214,15 @@ fn operation(
                 head: vec![b'h'; [0, 20, 40, 900][random.below(4)]],
             }
         }
-        53..=80 => Operation::GetPut {
+        53..=54 => {
+            let count = [1, 5, 30, 30, 30, 400][random.below(6)];
+            let entry = |_| (shape.key(random, keys), value(random));
+            Operation::PutAll {
+                tree,
+                entries: (0..count).map(entry).collect(),
+            }
+        }
+        55..=80 => Operation::GetPut {
             tree,
             key: shape.key(random, keys),
             value: value(random),

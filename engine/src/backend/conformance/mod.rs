@@ -40,6 +40,13 @@ pub enum Operation {
         /// The value.
         value: Vec<u8>,
     },
+    /// Sets many keys, perhaps some of them more than once.
+    PutAll {
+        /// The tree.
+        tree: u8,
+        /// Keys and values.
+        entries: Vec<(Vec<u8>, Vec<u8>)>,
+    },
     /// Sets a key, and keeps the value that it had under another one.
     PutAndKeep {
         /// The tree.

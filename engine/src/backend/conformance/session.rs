@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::super::{
-    Applied, Backend, BackendError, Batch, Direction, Keep, Peek, Read, Snapshot, TreeId,
+    Applied, Backend, BackendError, Batch, Direction, Entry, Keep, Peek, Read, Snapshot, TreeId,
 };
 use super::model::{Entries, Model};
 use super::{Opener, Operation, Range, Traits};
@@ -241,10 +241,15 @@ fn vacuum(backend: &dyn Backend, batch: &mut dyn Batch) -> Outcome {
 
 impl Operation {
     fn is_write(&self) -> bool {
-        use Operation::{Delete, DeleteRange, GetPut, Put, PutAndKeep};
+        use Operation::{Delete, DeleteRange, GetPut, Put, PutAll, PutAndKeep};
         matches!(
             self,
-            Put { .. } | GetPut { .. } | PutAndKeep { .. } | Delete { .. } | DeleteRange { .. }
+            Put { .. }
+                | GetPut { .. }
+                | PutAll { .. }
+                | PutAndKeep { .. }
+                | Delete { .. }
+                | DeleteRange { .. }
         )
     }
 }
@@ -256,6 +261,13 @@ fn write(batch: &mut dyn Batch, model: &mut Model, operation: &Operation) -> Out
                 .put(TreeId(*tree), key, value)
                 .map_err(failed("put"))?;
             model.tree(*tree).insert(key.clone(), value.clone());
+        }
+        Operation::PutAll { tree, entries } => {
+            let slices: Vec<Entry<'_>> = entries.iter().map(|(k, v)| (&k[..], &v[..])).collect();
+            batch
+                .put_all(TreeId(*tree), &slices)
+                .map_err(failed("put all"))?;
+            model.tree(*tree).extend(entries.iter().cloned());
         }
         Operation::GetPut { tree, key, value } => {
             get(batch, model, *tree, key)?;

@@ -1,0 +1,342 @@
+//! Many puts at a time: in the order of their keys, and by several threads.
+//!
+//! In order, because the keys below one branch then come one after another: each page on
+//! the way is gone through, copied and summed up once. By several threads, because the
+//! branches of one level part the tree: below one of them the puts are those to a tree of
+//! its own ([`Writer`]), made with pages that their thread has taken, and what has become
+//! of it is put back into the branch above by the batch's thread alone (the idea is that
+//! of PALM: Sewall et al., "Parallel architecture-friendly latch-free modifications to
+//! B+ trees on many-core processors", VLDB 2011).
+//!
+//! Invariant: while threads are at work, a page below the parting branches belongs to one
+//! of them, and a page above is changed by nobody.
+
+use std::cmp::Ordering;
+use std::num::NonZero;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use super::branch::{Child, Delta};
+use super::pages::Pages;
+use super::path::Place;
+use super::prefetch;
+use super::slotted::{KeyParts, joined};
+use super::split::Split;
+use super::state::Root;
+use super::write::{Writer, check_length};
+use crate::backend::{Entry, Result, Sums};
+
+/// For fewer entries it takes longer to part the tree, and to wake a thread, than it saves.
+const WORTH_PARTING: usize = 256;
+/// So many parts at least, if the tree has them: then threads have about as much to do.
+const MIN_PARTS: usize = 32;
+/// Entries that a thread takes at a time, or more.
+const UNIT_ENTRIES: usize = 32;
+/// What one batch uses of the machine at most.
+const MAX_THREADS: usize = 4;
+/// Keys whose leaves are brought into the processor's cache at a time.
+const NEAR: usize = 16;
+/// Keys whose leaves are read from the disk at a time.
+const FAR: usize = 512;
+
+/// Puts `entries`; of those with the same key the last one counts.
+pub(super) fn put_all(writer: &mut Writer<'_, '_>, entries: &[Entry<'_>]) -> Result<()> {
+    // Before anything is changed.
+    for (key, value) in entries {
+        check_length(key, value)?;
+    }
+    let entries = in_order(entries);
+    let step = entries.len() / FAR + 1;
+    read_ahead(writer.pages, writer.root, entries.iter().step_by(step));
+    if writer.pages.is_cold() {
+        return put_cold(writer, &entries);
+    }
+    let mut parts = part(writer, &entries)?;
+    if parts.len() == 1 {
+        return put_each(writer, &entries, 0);
+    }
+    work_all(writer.pages, &mut parts)?;
+    for part in &parts {
+        graft(writer, part)?;
+    }
+    writer.place.valid = false;
+    Ok(())
+}
+
+/// In the order of their keys, each key once.
+fn in_order<'e>(entries: &[Entry<'e>]) -> Vec<Entry<'e>> {
+    let mut sorted = entries.to_vec();
+    sorted.sort_by(|(left, _), (right, _)| left.cmp(right));
+    sorted.dedup_by(|later, kept| {
+        let is_same = later.0 == kept.0;
+        if is_same {
+            *kept = *later;
+        }
+        is_same
+    });
+    sorted
+}
+
+fn read_ahead<'e>(
+    pages: &mut Pages<'_>,
+    root: &Root,
+    entries: impl Iterator<Item = &'e Entry<'e>>,
+) {
+    let keys: Vec<&[u8]> = entries.map(|(key, _)| *key).collect();
+    if prefetch::read_ahead(pages, root, &keys, false) {
+        pages.set_cold();
+    }
+}
+
+/// In a store that is not all in memory the disk sets the pace.
+fn put_cold(writer: &mut Writer<'_, '_>, entries: &[Entry<'_>]) -> Result<()> {
+    for entries in entries.chunks(FAR) {
+        read_ahead(writer.pages, writer.root, entries.iter());
+        put_each(writer, entries, 0)?;
+    }
+    Ok(())
+}
+
+/// Puts in the order given; the leaves of the first `asked` keys were asked for.
+fn put_each(writer: &mut Writer<'_, '_>, entries: &[Entry<'_>], asked: usize) -> Result<()> {
+    let (first, rest) = entries.split_at(asked);
+    for (key, value) in first {
+        writer.put(key, value)?;
+    }
+    for entries in rest.chunks(NEAR) {
+        ask_for(writer.pages, writer.root, entries);
+        for (key, value) in entries {
+            writer.put(key, value)?;
+        }
+    }
+    Ok(())
+}
+
+/// At most [`NEAR`] of them.
+fn ask_for(pages: &Pages<'_>, root: &Root, entries: &[Entry<'_>]) {
+    let mut keys = [&[][..]; NEAR];
+    for (key, entry) in keys.iter_mut().zip(entries) {
+        *key = entry.0;
+    }
+    prefetch::leaves(pages.view(), root, &keys[..entries.len().min(NEAR)]);
+}
+
+/// What is below one branch, while it is a tree of its own.
+struct Part<'e> {
+    /// A key that leads to it, and is not above any of its keys.
+    low: Vec<u8>,
+    level: u8,
+    /// Whether it has the whole tree's last leaf.
+    is_last: bool,
+    before: Sums,
+    root: Root,
+    entries: &'e [Entry<'e>],
+}
+
+/// The parts of the tree that have to do with `entries`; one for all of it if parting
+/// does not pay.
+fn part<'e>(writer: &Writer<'_, '_>, entries: &'e [Entry<'e>]) -> Result<Vec<Part<'e>>> {
+    let view = writer.pages.view();
+    let level = match (entries.len() >= WORTH_PARTING, writer.root.page) {
+        (false, _) | (_, 0) => 0,
+        (true, root) => view.page(root)?.level(),
+    };
+    let mut parts = vec![Part {
+        low: Vec::new(),
+        level,
+        is_last: writer.is_last,
+        before: writer.root.sums,
+        root: *writer.root,
+        entries,
+    }];
+    for level in (1..level).rev() {
+        if parts.len() >= MIN_PARTS {
+            break;
+        }
+        let mut below = Vec::new();
+        for part in &parts {
+            let page = view.page(part.root.page)?;
+            let (mut rest, last) = (part.entries, page.count() - 1);
+            for index in 0..=last {
+                let count = match index == last {
+                    true => rest.len(),
+                    false => {
+                        let separator = page.key_parts(index + 1);
+                        rest.partition_point(|(key, _)| is_before(key, separator))
+                    }
+                };
+                let (entries, others) = rest.split_at(count);
+                rest = others;
+                if entries.is_empty() {
+                    continue;
+                }
+                let Child {
+                    page: child, sums, ..
+                } = page.child(index);
+                below.push(Part {
+                    low: match index {
+                        0 => part.low.clone(),
+                        _ => joined(page.key_parts(index)),
+                    },
+                    level,
+                    is_last: part.is_last && index == last,
+                    before: sums,
+                    root: Root { page: child, sums },
+                    entries,
+                });
+            }
+        }
+        parts = below;
+    }
+    Ok(parts)
+}
+
+fn is_before(key: &[u8], (prefix, suffix): KeyParts<'_>) -> bool {
+    let shared = key.len().min(prefix.len());
+    let order = key[..shared].cmp(prefix);
+    order.then_with(|| key[shared..].cmp(suffix)) == Ordering::Less
+}
+
+/// Parts in a row that nobody has taken yet.
+type Units<'p, 'e> = Mutex<Vec<&'p mut [Part<'e>]>>;
+
+/// Puts to all parts, with the help of other threads.
+fn work_all(pages: &mut Pages<'_>, parts: &mut [Part<'_>]) -> Result<()> {
+    let mut units = Vec::new();
+    let mut rest = parts;
+    while !rest.is_empty() {
+        let mut entries = 0;
+        let is_short = |part: &&Part<'_>| {
+            let is_short = entries < UNIT_ENTRIES;
+            entries += part.entries.len();
+            is_short
+        };
+        let count = rest.iter().take_while(is_short).count();
+        let (unit, others) = rest.split_at_mut(count);
+        units.push(unit);
+        rest = others;
+    }
+    let helpers = threads().min(units.len()) - 1;
+    let units = Mutex::new(units);
+    std::thread::scope(|scope| {
+        let helpers = (0..helpers).filter_map(|_| {
+            let mut pages = pages.apart();
+            let thread = std::thread::Builder::new().name("apply-part".to_owned());
+            let run = || {
+                let done = work(&mut pages, &units);
+                (pages, done)
+            };
+            // Without them it only takes longer.
+            thread.spawn_scoped(scope, run).ok()
+        });
+        let helpers: Vec<_> = helpers.collect();
+        let mut all_done = work(pages, &units);
+        for helper in helpers {
+            match helper.join() {
+                Ok((apart, done)) => {
+                    pages.absorb(apart);
+                    all_done = all_done.and(done);
+                }
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        all_done
+    })
+}
+
+fn threads() -> usize {
+    static THREADS: OnceLock<usize> = OnceLock::new();
+    *THREADS.get_or_init(|| {
+        let available = std::thread::available_parallelism();
+        available.map_or(1, NonZero::get).min(MAX_THREADS)
+    })
+}
+
+/// Takes one unit after another, until there are none.
+fn work(pages: &mut Pages<'_>, units: &Units<'_, '_>) -> Result<()> {
+    let take = || units.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let mut place = Place::default();
+    while let Some(unit) = take() {
+        for part in &*unit {
+            let count = part.entries.len().min(NEAR);
+            ask_for(pages, &part.root, &part.entries[..count]);
+        }
+        for part in unit {
+            place.valid = false;
+            let mut writer = Writer {
+                pages,
+                root: &mut part.root,
+                place: &mut place,
+                is_last: part.is_last,
+            };
+            put_each(&mut writer, part.entries, part.entries.len().min(NEAR))?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts a part back to where it was: its root has another page now, and, where it had to
+/// be split, others beside it.
+fn graft(writer: &mut Writer<'_, '_>, part: &Part<'_>) -> Result<()> {
+    let has_overflow = writer.pages.page(part.root.page)?.has_overflow();
+    let whole = Child {
+        page: part.root.page,
+        has_overflow,
+        sums: part.root.sums,
+    };
+    let mut children = Vec::new();
+    flatten(
+        writer.pages,
+        part.level,
+        (part.low.clone(), whole),
+        &mut children,
+    )?;
+    go_above(writer, part)?;
+    if let [.., parent, _] = *writer.place.path.steps() {
+        let branch = writer.pages.page_mut(parent.page);
+        branch.set_child_page(parent.index, children[0].1.page);
+    }
+    let delta = Delta::between(part.before, part.root.sums);
+    writer.ascend(delta, None, has_overflow)?;
+    // Each is split off from the first one: the last one first.
+    for (separator, right) in children.drain(1..).rev() {
+        go_above(writer, part)?;
+        let overflow = right.has_overflow;
+        writer.ascend(Delta::default(), Some(Split { separator, right }), overflow)?;
+    }
+    Ok(())
+}
+
+/// Has the writer's path lead to the part, and makes the branches above the batch's own.
+fn go_above(writer: &mut Writer<'_, '_>, part: &Part<'_>) -> Result<()> {
+    let path = &mut writer.place.path;
+    path.descend_to(writer.pages.view(), writer.root.page, &part.low, part.level)?;
+    let steps = path.steps_mut();
+    let above = steps.len() - 1;
+    let steps = &mut steps[..above];
+    writer.pages.make_path_writable(writer.root, steps)
+}
+
+/// The pages of `level` in what grew from one such page, each with the key that parts it
+/// from those before it.
+fn flatten(
+    pages: &mut Pages<'_>,
+    level: u8,
+    (low, child): (Vec<u8>, Child),
+    out: &mut Vec<(Vec<u8>, Child)>,
+) -> Result<()> {
+    let page = pages.page(child.page)?;
+    if page.level() == level {
+        out.push((low, child));
+        return Ok(());
+    }
+    let below = (0..page.count()).map(|index| match index {
+        0 => (low.clone(), page.child(0)),
+        _ => (joined(page.key_parts(index)), page.child(index)),
+    });
+    let below: Vec<_> = below.collect();
+    pages.free(child.page)?;
+    for child in below {
+        flatten(pages, level, child, out)?;
+    }
+    Ok(())
+}
