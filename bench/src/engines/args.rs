@@ -65,6 +65,14 @@ pub(crate) struct EnginesArgs {
     /// Scans of 100 entries.
     #[arg(long, default_value_t = 100_000)]
     pub(crate) scans: u32,
+    /// Memory, in MiB, that is used and let go before each load and each update, so that
+    /// no row pays for pages that a virtual machine gave back to its host.
+    #[arg(long, default_value_t = 3072)]
+    pub(crate) touch_mib: usize,
+    /// How long a row is left alone after its load before its size is told once more, in
+    /// seconds.
+    #[arg(long, default_value_t = 5)]
+    pub(crate) rest_seconds: u64,
     /// Only these rows; default is all that are built in.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub(crate) only: Vec<String>,

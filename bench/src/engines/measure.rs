@@ -2,7 +2,7 @@
 //! with what was written.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -11,6 +11,7 @@ use super::data::{self, Key, Random, Values, key, shuffled};
 use super::row::{Change, Row, Snapshot};
 use super::size::{Size, written_bytes};
 use crate::error::{BenchError, Result};
+use crate::machine::touch_memory;
 
 /// Entries of a scan.
 pub(crate) const SCAN: u32 = 100;
@@ -43,6 +44,8 @@ pub(crate) struct Outcome {
     /// Sorted keys into an empty store, in the way that the engine offers for that.
     pub(crate) bulk: Rate,
     pub(crate) size_loaded: Size,
+    /// Left alone for a while after that.
+    pub(crate) size_rested: Size,
     pub(crate) size_updated: Size,
     /// After the compaction that is named.
     pub(crate) size_compacted: Option<Size>,
@@ -122,6 +125,7 @@ pub(crate) fn measure(
     let keys = u64::from(plan.args.keys);
 
     progress("load");
+    touch_memory(plan.args.touch_mib << 20);
     let clock = Clock::start();
     write(&mut *row, plan, 0..plan.args.keys, Some(0))?;
     let load = clock.stop(keys, payload);
@@ -129,8 +133,11 @@ pub(crate) fn measure(
     let has_revisions = row.mark_revision();
     row.checkpoint()?;
     let size_loaded = Size::of(folder)?;
+    std::thread::sleep(Duration::from_secs(plan.args.rest_seconds));
+    let size_rested = Size::of(folder)?;
 
     progress("update");
+    touch_memory(plan.args.touch_mib << 20);
     let orders =
         (1..=plan.args.rounds).map(|round| (round, shuffled(plan.args.keys, round.into())));
     let orders: Vec<_> = orders.collect();
@@ -201,6 +208,7 @@ pub(crate) fn measure(
         delete,
         bulk,
         size_loaded,
+        size_rested,
         size_updated,
         size_compacted,
         compaction,
@@ -217,6 +225,7 @@ pub(crate) fn bulk_load(
 ) -> Result<(Rate, Size)> {
     // Not part of what is measured.
     let numbers: Vec<u32> = data::sorted(plan.args.keys).collect();
+    touch_memory(plan.args.touch_mib << 20);
     let clock = Clock::start();
     row.load_sorted(&mut numbers.iter().map(|number| {
         let mut value = Vec::with_capacity(plan.values.size());

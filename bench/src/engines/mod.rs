@@ -123,6 +123,8 @@ pub(crate) fn run(args: &EnginesArgs) -> Result<bool> {
             "rounds": args.rounds,
             "scans": args.scans,
             "scan_entries": SCAN,
+            "touch_mib": args.touch_mib,
+            "rest_seconds": args.rest_seconds,
             "in_flight": args.data.in_flight,
             "cache_mib": args.data.cache_mib,
             "checkpoint_log_mib": args.data.checkpoint_log_mib,
@@ -178,8 +180,13 @@ fn print_head(args: &EnginesArgs, machine: &Machine, commit: &str) {
     println!(
         "btree, memory, varve: up to {} batches on their way, a checkpoint every {} MiB of log, \
          threads of their own for log, applying and checkpoints; redb, fjall: {} MiB of cache, \
-         fjall also threads of its own",
-        args.data.in_flight, args.data.checkpoint_log_mib, args.data.cache_mib
+         fjall also threads of its own; {} MiB of memory used and let go before each load and \
+         update; rested: {} s after the load",
+        args.data.in_flight,
+        args.data.checkpoint_log_mib,
+        args.data.cache_mib,
+        args.touch_mib,
+        args.rest_seconds
     );
     println!();
 }

@@ -67,6 +67,7 @@ pub(super) fn print(outcomes: &[Outcome]) {
     let header = [
         "engine",
         "MB loaded",
+        "rested",
         "MB updated",
         "MB compacted",
         "by",
@@ -80,6 +81,7 @@ pub(super) fn print(outcomes: &[Outcome]) {
         vec![
             outcome.row.clone(),
             size(&outcome.size_loaded),
+            size(&outcome.size_rested),
             size(&outcome.size_updated),
             outcome.size_compacted.as_ref().map_or_else(none, size),
             outcome.compaction.unwrap_or("-").to_owned(),
