@@ -65,7 +65,7 @@ pub(super) fn put_all(writer: &mut Writer<'_, '_>, entries: &[Entry<'_>]) -> Res
 /// In the order of their keys, each key once.
 fn in_order<'e>(entries: &[Entry<'e>]) -> Vec<Entry<'e>> {
     let mut sorted = entries.to_vec();
-    sorted.sort_by(|(left, _), (right, _)| left.cmp(right));
+    sorted.sort_by_key(|(key, _)| *key);
     sorted.dedup_by(|later, kept| {
         let is_same = later.0 == kept.0;
         if is_same {
