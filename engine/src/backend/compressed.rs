@@ -99,6 +99,29 @@ struct CompressedBatch<'b> {
     stored: Vec<u8>,
 }
 
+impl CompressedBatch<'_> {
+    /// The stored forms of the entries' values; none where that is the value itself.
+    fn stored(&self, tree: TreeId, entries: &[Entry<'_>]) -> Vec<Option<Vec<u8>>> {
+        let encode = |(_, value): &Entry<'_>| {
+            let mut out = Vec::new();
+            match encode(value, self.compression, &mut out) {
+                stored if std::ptr::eq(stored, *value) => None,
+                stored => Some(stored.to_vec()),
+            }
+        };
+        match is_plain(tree) {
+            true => vec![None; entries.len()],
+            false => entries.iter().map(encode).collect(),
+        }
+    }
+}
+
+fn as_stored<'e>(entries: &[Entry<'e>], stored: &'e [Option<Vec<u8>>]) -> Vec<Entry<'e>> {
+    let entries = entries.iter().zip(stored);
+    let entries = entries.map(|((key, value), stored)| (*key, stored.as_deref().unwrap_or(value)));
+    entries.collect()
+}
+
 fn is_plain(tree: TreeId) -> bool {
     tree == PLAIN_TREE || tree == MARK_TREE
 }
@@ -299,23 +322,14 @@ impl Batch for CompressedBatch<'_> {
         self.inner.put(tree, key, stored)
     }
 
+    fn put_all(&mut self, tree: TreeId, entries: &[Entry<'_>]) -> Result<()> {
+        let stored = self.stored(tree, entries);
+        self.inner.put_all(tree, &as_stored(entries, &stored))
+    }
+
     fn append(&mut self, tree: TreeId, entries: &[Entry<'_>]) -> Result<()> {
-        if is_plain(tree) {
-            return self.inner.append(tree, entries);
-        }
-        let encode = |(_, value): &Entry<'_>| {
-            let mut out = Vec::new();
-            match encode(value, self.compression, &mut out) {
-                stored if std::ptr::eq(stored, *value) => None,
-                stored => Some(stored.to_vec()),
-            }
-        };
-        let stored: Vec<Option<Vec<u8>>> = entries.iter().map(encode).collect();
-        let entries = entries.iter().zip(&stored);
-        let entries =
-            entries.map(|((key, value), stored)| (*key, stored.as_deref().unwrap_or(value)));
-        let entries: Vec<Entry<'_>> = entries.collect();
-        self.inner.append(tree, &entries)
+        let stored = self.stored(tree, entries);
+        self.inner.append(tree, &as_stored(entries, &stored))
     }
 
     fn delete(&mut self, tree: TreeId, key: &[u8]) -> Result<bool> {

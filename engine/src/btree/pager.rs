@@ -5,7 +5,9 @@
 //!   checksum, which is atomic) as long as that state is pinned. Whoever looks
 //!   at pages shows a [`Pin`] or is the writer, who shows the [`BatchToken`].
 //! - A page that the open batch made is reachable from no published state, and
-//!   only the writer knows its number.
+//!   only the writer knows its number. Where it has several threads put to parts of a
+//!   tree (`put_all`), each with a token of its own, a page of a part is looked at and
+//!   changed by that part's thread alone, until all have ended; whoever made it.
 //! - Pages below `end` lie inside the file. `end` falls only past pages that
 //!   are free: no reader looks at them.
 //! - A page from before the file was opened is verified before anything in it
@@ -50,7 +52,7 @@ pub(super) struct BatchToken {
 }
 
 impl BatchToken {
-    /// A token for pages that no other token's holder knows of.
+    /// A token for pages that no other token's holder looks at meanwhile.
     pub(super) fn new(birth: u64) -> Self {
         Self { birth }
     }
@@ -171,8 +173,8 @@ impl Pager {
     /// A page that `token`'s holder made.
     pub(super) fn page_mut<'v>(&'v self, token: &'v mut BatchToken, number: u64) -> &'v mut Page {
         assert!(number < self.end(), "page {number} is beyond the file");
-        // SAFETY: inside the file; the token's holder made the page, so nobody
-        // else knows it, and the token is borrowed for as long as the page is.
+        // SAFETY: inside the file; the batch made the page, and of its threads only the
+        // token's holder looks at it now; the token is borrowed for as long as the page is.
         let page = unsafe { &mut *self.address(number) };
         assert!(
             page.birth() == token.birth,

@@ -2,6 +2,8 @@
 //!
 //! Invariant: a page born in the open batch has only such pages above it, so
 //! to know that a path may be changed in place it is enough to look at its leaf.
+//! (While parts of the tree are put to by themselves, `put_all`, this is so up to the
+//! part's root, and for the whole tree again when they are back in it.)
 
 use std::borrow::Cow;
 
@@ -30,7 +32,8 @@ pub(super) struct Payload<'p> {
 pub(super) struct Pages<'b> {
     shared: &'b Shared,
     token: BatchToken,
-    /// Taken and not used yet, or not any more; the lowest last.
+    /// Taken and not used yet, or not any more; those just taken last, the lowest of them
+    /// as the very last.
     pool: Vec<u64>,
     leftovers: Leftovers,
     /// Whether pages were found that are not in memory, in this batch or lately.
@@ -60,7 +63,6 @@ impl<'b> Pages<'b> {
         let Leftovers { freed, unused } = apart.leftovers;
         self.leftovers.freed.extend(freed);
         self.leftovers.unused.extend(unused);
-        self.is_cold |= apart.is_cold;
     }
 
     fn pager(&self) -> &'b Pager {

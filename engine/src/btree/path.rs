@@ -141,7 +141,8 @@ impl Place {
     }
 
     /// Stays in the leaf if `key` certainly belongs there: between two of its
-    /// keys, or after the last key of the whole tree.
+    /// keys, or after the last key of the whole tree, or of the part of it that all keys
+    /// of this writer belong to.
     fn go_within_leaf(&mut self, view: View<'_>, key: &[u8]) -> Result<bool> {
         let leaf: &Page = view.page(self.path.leaf().page)?;
         let index = match leaf.find(key) {

@@ -1,7 +1,7 @@
 //! Many puts at a time: in the order of their keys, and by several threads.
 //!
-//! In order, because the keys below one branch then come one after another: each page on
-//! the way is gone through, copied and summed up once. By several threads, because the
+//! In order, because the keys below one branch then come one after another, while its
+//! pages are in the processor's cache. By several threads, because the
 //! branches of one level part the tree: below one of them the puts are those to a tree of
 //! its own ([`Writer`]), made with pages that their thread has taken, and what has become
 //! of it is put back into the branch above by the batch's thread alone (the idea is that
@@ -45,8 +45,10 @@ pub(super) fn put_all(writer: &mut Writer<'_, '_>, entries: &[Entry<'_>]) -> Res
         check_length(key, value)?;
     }
     let entries = in_order(entries);
-    let step = entries.len() / FAR + 1;
-    read_ahead(writer.pages, writer.root, entries.iter().step_by(step));
+    if !writer.pages.is_cold() {
+        let step = entries.len() / FAR + 1;
+        read_ahead(writer.pages, writer.root, entries.iter().step_by(step));
+    }
     if writer.pages.is_cold() {
         return put_cold(writer, &entries);
     }
@@ -234,13 +236,22 @@ fn work_all(pages: &mut Pages<'_>, parts: &mut [Part<'_>]) -> Result<()> {
             match helper.join() {
                 Ok((apart, done)) => {
                     pages.absorb(apart);
-                    all_done = all_done.and(done);
+                    all_done = worse(all_done, done);
                 }
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
         all_done
     })
+}
+
+/// Of two errors that which stops the store, as a full disk does not.
+fn worse(left: Result<()>, right: Result<()>) -> Result<()> {
+    match (left, right) {
+        (Err(left), Err(right)) if left.is_no_space() => Err(right),
+        (Ok(()), right) => right,
+        (left, _) => left,
+    }
 }
 
 fn threads() -> usize {
@@ -251,9 +262,20 @@ fn threads() -> usize {
     })
 }
 
-/// Takes one unit after another, until there are none.
+/// Takes one unit after another, until there are none; after an error nobody does.
 fn work(pages: &mut Pages<'_>, units: &Units<'_, '_>) -> Result<()> {
-    let take = || units.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let units = || units.lock().unwrap_or_else(PoisonError::into_inner);
+    let done = work_on(pages, || units().pop());
+    if done.is_err() {
+        units().clear();
+    }
+    done
+}
+
+fn work_on<'p, 'e: 'p>(
+    pages: &mut Pages<'_>,
+    take: impl Fn() -> Option<&'p mut [Part<'e>]>,
+) -> Result<()> {
     let mut place = Place::default();
     while let Some(unit) = take() {
         for part in &*unit {
@@ -297,7 +319,8 @@ fn graft(writer: &mut Writer<'_, '_>, part: &Part<'_>) -> Result<()> {
     }
     let delta = Delta::between(part.before, part.root.sums);
     writer.ascend(delta, None, has_overflow)?;
-    // Each is split off from the first one: the last one first.
+    // Each is split off from the first one: the last one first. (Beyond the end of the tree
+    // that leaves a branch with one child where the branch above is full, once.)
     for (separator, right) in children.drain(1..).rev() {
         go_above(writer, part)?;
         let overflow = right.has_overflow;

@@ -206,10 +206,10 @@ impl<T> Gate<T> {
             if let Some(committer) = &state.committer {
                 committer.release(applied.index);
             }
+            // Whoever called for one meanwhile may have got it.
+            state.is_checkpoint_due = false;
+            self.call_for_checkpoint(&mut state);
         }
-        // Whoever called for one meanwhile may have got it.
-        state.is_checkpoint_due = false;
-        self.call_for_checkpoint(&mut state);
         drop(state);
         self.room.notify_all();
         Ok(())

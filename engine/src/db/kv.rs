@@ -209,26 +209,26 @@ impl Machine for Map {
             return Ok(());
         };
         let mut changes = self.backend.begin()?;
-        let deletes = raw(batches).filter(|(opcode, _)| *opcode == opcode::DELETE_RANGE);
-        let mut ahead = Lookahead::new(deletes);
-        // Up to the next delete, over all batches.
+        // Nothing but puts: their order is the engine's to choose.
+        let only_puts = raw(batches).all(|(opcode, _)| opcode == opcode::PUT);
         let mut puts: Vec<Entry<'_>> = Vec::new();
+        let mut ahead = Lookahead::new(raw(batches));
         for batch in batches {
             let read = decode(batch.payload, |command| {
                 match command {
-                    Command::Put(put) => puts.push((put.key, put.value)),
-                    Command::DeleteRange(delete) => {
-                        if !puts.is_empty() {
-                            changes.put_all(TREE, &puts)?;
-                            puts.clear();
-                        }
-                        ahead.step(&mut *changes, TREE, false);
-                        match delete.range() {
-                            KeyRange::One(key) => drop(changes.delete(TREE, key)?),
-                            range if range.is_empty() => {}
-                            range => drop(changes.delete_range(TREE, range.bounds())?),
-                        }
+                    Command::Put(put) if only_puts => {
+                        puts.push((put.key, put.value));
+                        return Ok(());
                     }
+                    _ => ahead.step(&mut *changes, TREE, false),
+                }
+                match command {
+                    Command::Put(put) => changes.put(TREE, put.key, put.value)?,
+                    Command::DeleteRange(delete) => match delete.range() {
+                        KeyRange::One(key) => drop(changes.delete(TREE, key)?),
+                        range if range.is_empty() => {}
+                        range => drop(changes.delete_range(TREE, range.bounds())?),
+                    },
                     _ => return Err(batch.foreign("a command of a revisioned store".to_owned())),
                 }
                 Ok(())

@@ -5,6 +5,7 @@
 //! | callers | encode batches, hand them to the log | room, their answers |
 //! | log (`wal`) | group commit: what is queued is one write and one sync | disk |
 //! | apply | applies what is durable, in order; tidies when idle | the log |
+//! | apply-part | helps for the time of one batch, where that has many puts | |
 //! | checkpoint | makes the store durable when the log got long | disk |
 //! | scrub | reads store and log again and verifies them | time, disk |
 

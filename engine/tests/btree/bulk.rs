@@ -196,6 +196,12 @@ fn power_loss(way: Way, rounds: u64, count: usize, at_a_time: usize) {
     }
     drop(store);
     let operations = disk.op_count();
+    let inspector = Inspector::open(&disk, path()).expect("opens");
+    let depth = inspector.tree(1).expect("a tree").depth;
+    assert!(
+        at_a_time < 256 || depth >= 3,
+        "{depth}: there is no parting"
+    );
     let first = acknowledged[0].operations;
     let mut states = 0;
     for prefix in first..=operations {

@@ -13,7 +13,7 @@ const TREE: TreeId = TreeId(1);
 /// Keys that share much, keys of which two fill a page, and values of all lengths.
 fn entry(random: &mut Random, keys: usize, is_long: bool) -> (Vec<u8>, Vec<u8>) {
     let number = random.below(keys);
-    let key = match is_long && number % 3 == 0 {
+    let key = match is_long && number.is_multiple_of(3) {
         true => format!("/registry/{}/{number:06}", "x".repeat(number % 1900)),
         false => format!("/registry/pods/{:02}/{number:06}", number % 7),
     };
@@ -127,11 +127,7 @@ fn a_part_grows_into_many() {
     check(&store);
     compare_all(&*store.snapshot().expect("a snapshot"), &model).expect("as put");
     store.checkpoint().expect("checkpoint");
-    assert!(
-        depth(&disk) >= before + 1,
-        "{before}, then {}",
-        depth(&disk)
-    );
+    assert!(depth(&disk) > before, "{before}, then {}", depth(&disk));
 }
 
 #[test]

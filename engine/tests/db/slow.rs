@@ -183,6 +183,21 @@ fn a_checkpoint_is_made_once() {
     db.check().unwrap();
 }
 
+/// The last batch stays in the log. Where that alone is as long as what calls for a
+/// checkpoint, there is no end of them if one that advances nothing calls for the next.
+#[test]
+fn a_store_whose_log_is_never_short_closes() {
+    let (_, db) = slow(Options {
+        checkpoint_log_bytes: 4096,
+        ..options()
+    });
+    put(&db, 0..3);
+    let db = Arc::into_inner(db).unwrap();
+    let closes = std::thread::spawn(move || db.close().unwrap());
+    until("closed", || closes.is_finished());
+    closes.join().unwrap();
+}
+
 #[test]
 fn what_is_logged_during_a_checkpoint_is_kept() {
     let (disk, db) = slow(options());
