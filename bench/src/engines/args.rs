@@ -20,7 +20,7 @@ pub(crate) struct DataArgs {
     pub(crate) compressible: bool,
     /// Batches that Varve's rows may have on their way: while one syncs, the
     /// next is made. 1 waits for each. The peers' interfaces always wait.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 16)]
     pub(crate) in_flight: usize,
     /// Cache that redb and fjall are given, in MiB. Varve and LMDB have none of
     /// their own: they read from the page cache.
