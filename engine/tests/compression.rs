@@ -176,8 +176,8 @@ fn any_values_come_back_from_any_tree_and_damage_is_named() {
             .map(|(key, value)| (key.as_bytes(), &value[..]))
             .collect();
         match tree % 3 {
-            1 => batch.put_all(TreeId(tree), &entries).expect("put"),
             0 => batch.append(TreeId(tree), &entries).expect("appended"),
+            1 => batch.put_all(TreeId(tree), &entries).expect("put"),
             _ => entries
                 .iter()
                 .for_each(|(key, value)| batch.put(TreeId(tree), key, value).expect("put")),

@@ -8,10 +8,10 @@ use super::{Batch, TreeId};
 
 /// Commands whose keys are brought into the processor's cache at a time: as
 /// many as a core has line fill buffers, about; more push each other out.
-const NEAR: usize = 16;
+pub(crate) const NEAR: usize = 16;
 /// Commands whose keys are read from the disk at a time: many reads at a time
 /// are what a disk is fast at.
-const FAR: usize = 512;
+pub(crate) const FAR: usize = 512;
 
 /// Goes over commands ahead of who applies them, and has the engine bring in
 /// what they need: from memory a few ahead, from the disk many.

@@ -22,7 +22,7 @@ pub mod fjall;
 pub mod held;
 #[cfg(feature = "lmdb")]
 pub mod lmdb;
-mod lookahead;
+pub(crate) mod lookahead;
 pub mod memory;
 #[cfg(any(feature = "redb", feature = "fjall"))]
 mod overlay;

@@ -58,43 +58,35 @@ impl Path {
 
     /// Goes down from `root` to where `key` is, or belongs; whether it is there.
     pub(super) fn descend(&mut self, view: View<'_>, root: u64, key: &[u8]) -> Result<bool> {
+        let leaf = self.descend_to(view, root, key, 0)?;
+        let (index, found) = match leaf.find(key) {
+            Ok(index) => (index, true),
+            Err(index) => (index, false),
+        };
+        self.steps[self.depth - 1].index = index;
+        Ok(found)
+    }
+
+    /// Goes down from `root` to the page of `level` below which `key` is, or belongs.
+    pub(super) fn descend_to<'v>(
+        &mut self,
+        view: View<'v>,
+        root: u64,
+        key: &[u8],
+        level: u8,
+    ) -> Result<&'v Page> {
         self.clear();
         let mut number = root;
         loop {
             let page = view.page(number)?;
-            if page.is_leaf() {
-                let (index, found) = match page.find(key) {
-                    Ok(index) => (index, true),
-                    Err(index) => (index, false),
-                };
-                self.push(view, number, index)?;
-                return Ok(found);
+            if page.is_leaf() || page.level() <= level {
+                self.push(view, number, 0)?;
+                return Ok(page);
             }
             let index = page.child_for(key);
             self.push(view, number, index)?;
             number = page.child_page(index);
             view.prefetch(number);
-        }
-    }
-
-    /// Goes down from `root` to the page of `level` below which `key` is, or belongs.
-    pub(super) fn descend_to(
-        &mut self,
-        view: View<'_>,
-        root: u64,
-        key: &[u8],
-        level: u8,
-    ) -> Result<()> {
-        self.clear();
-        let mut number = root;
-        loop {
-            let page = view.page(number)?;
-            if page.level() <= level {
-                return self.push(view, number, 0);
-            }
-            let index = page.child_for(key);
-            self.push(view, number, index)?;
-            number = page.child_page(index);
         }
     }
 

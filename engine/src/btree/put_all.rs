@@ -16,6 +16,8 @@ use std::num::NonZero;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::branch::{Child, Delta};
+use super::page::Page;
+use super::pager::View;
 use super::pages::Pages;
 use super::path::Place;
 use super::prefetch;
@@ -23,6 +25,7 @@ use super::slotted::{KeyParts, joined};
 use super::split::Split;
 use super::state::Root;
 use super::write::{Writer, check_length};
+use crate::backend::lookahead::{FAR, NEAR};
 use crate::backend::{Entry, Result, Sums};
 
 /// For fewer entries it takes longer to part the tree, and to wake a thread, than it saves.
@@ -33,10 +36,6 @@ const MIN_PARTS: usize = 32;
 const UNIT_ENTRIES: usize = 32;
 /// What one batch uses of the machine at most.
 const MAX_THREADS: usize = 4;
-/// Keys whose leaves are brought into the processor's cache at a time.
-const NEAR: usize = 16;
-/// Keys whose leaves are read from the disk at a time.
-const FAR: usize = 512;
 
 /// Puts `entries`; of those with the same key the last one counts.
 pub(super) fn put_all(writer: &mut Writer<'_, '_>, entries: &[Entry<'_>]) -> Result<()> {
@@ -156,40 +155,57 @@ fn part<'e>(writer: &Writer<'_, '_>, entries: &'e [Entry<'e>]) -> Result<Vec<Par
         }
         let mut below = Vec::new();
         for part in &parts {
-            let page = view.page(part.root.page)?;
-            let (mut rest, last) = (part.entries, page.count() - 1);
-            for index in 0..=last {
-                let count = match index == last {
-                    true => rest.len(),
-                    false => {
-                        let separator = page.key_parts(index + 1);
-                        rest.partition_point(|(key, _)| is_before(key, separator))
-                    }
-                };
-                let (entries, others) = rest.split_at(count);
-                rest = others;
-                if entries.is_empty() {
-                    continue;
-                }
-                let Child {
-                    page: child, sums, ..
-                } = page.child(index);
-                below.push(Part {
-                    low: match index {
-                        0 => part.low.clone(),
-                        _ => joined(page.key_parts(index)),
-                    },
-                    level,
-                    is_last: part.is_last && index == last,
-                    before: sums,
-                    root: Root { page: child, sums },
-                    entries,
-                });
-            }
+            part_below(view, part, level, &mut below)?;
         }
         parts = below;
     }
     Ok(parts)
+}
+
+/// The parts below one, of `level`, that have to do with its entries.
+fn part_below<'e>(
+    view: View<'_>,
+    part: &Part<'e>,
+    level: u8,
+    below: &mut Vec<Part<'e>>,
+) -> Result<()> {
+    let page = view.page(part.root.page)?;
+    let (mut rest, last) = (part.entries, page.count() - 1);
+    for index in 0..=last {
+        let count = match index == last {
+            true => rest.len(),
+            false => {
+                let separator = page.key_parts(index + 1);
+                rest.partition_point(|(key, _)| is_before(key, separator))
+            }
+        };
+        let (entries, others) = rest.split_at(count);
+        rest = others;
+        if entries.is_empty() {
+            continue;
+        }
+        let child = page.child(index);
+        below.push(Part {
+            low: low_of(page, index, &part.low),
+            level,
+            is_last: part.is_last && index == last,
+            before: child.sums,
+            root: Root {
+                page: child.page,
+                sums: child.sums,
+            },
+            entries,
+        });
+    }
+    Ok(())
+}
+
+/// A key that leads to a child of a branch to which `low` leads.
+fn low_of(branch: &Page, index: usize, low: &[u8]) -> Vec<u8> {
+    match index {
+        0 => low.to_vec(),
+        _ => joined(branch.key_parts(index)),
+    }
 }
 
 fn is_before(key: &[u8], (prefix, suffix): KeyParts<'_>) -> bool {
@@ -265,33 +281,32 @@ fn threads() -> usize {
 /// Takes one unit after another, until there are none; after an error nobody does.
 fn work(pages: &mut Pages<'_>, units: &Units<'_, '_>) -> Result<()> {
     let units = || units.lock().unwrap_or_else(PoisonError::into_inner);
-    let done = work_on(pages, || units().pop());
-    if done.is_err() {
-        units().clear();
-    }
-    done
-}
-
-fn work_on<'p, 'e: 'p>(
-    pages: &mut Pages<'_>,
-    take: impl Fn() -> Option<&'p mut [Part<'e>]>,
-) -> Result<()> {
+    let take = || units().pop();
     let mut place = Place::default();
     while let Some(unit) = take() {
-        for part in &*unit {
-            let count = part.entries.len().min(NEAR);
-            ask_for(pages, &part.root, &part.entries[..count]);
+        if let Err(error) = put_unit(pages, &mut place, unit) {
+            units().clear();
+            return Err(error);
         }
-        for part in unit {
-            place.valid = false;
-            let mut writer = Writer {
-                pages,
-                root: &mut part.root,
-                place: &mut place,
-                is_last: part.is_last,
-            };
-            put_each(&mut writer, part.entries, part.entries.len().min(NEAR))?;
-        }
+    }
+    Ok(())
+}
+
+fn put_unit(pages: &mut Pages<'_>, place: &mut Place, unit: &mut [Part<'_>]) -> Result<()> {
+    let first = |part: &Part<'_>| part.entries.len().min(NEAR);
+    for part in &*unit {
+        ask_for(pages, &part.root, &part.entries[..first(part)]);
+    }
+    for part in unit {
+        place.valid = false;
+        let asked = first(part);
+        let mut writer = Writer {
+            pages,
+            root: &mut part.root,
+            place,
+            is_last: part.is_last,
+        };
+        put_each(&mut writer, part.entries, asked)?;
     }
     Ok(())
 }
@@ -352,10 +367,7 @@ fn flatten(
         out.push((low, child));
         return Ok(());
     }
-    let below = (0..page.count()).map(|index| match index {
-        0 => (low.clone(), page.child(0)),
-        _ => (joined(page.key_parts(index)), page.child(index)),
-    });
+    let below = (0..page.count()).map(|index| (low_of(page, index, &low), page.child(index)));
     let below: Vec<_> = below.collect();
     pages.free(child.page)?;
     for child in below {

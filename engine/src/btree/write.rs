@@ -113,7 +113,7 @@ impl Writer<'_, '_> {
         };
         let leaf = self.place.path.leaf();
         let page = self.pages.page_mut(leaf.page);
-        let delta = Delta::added(minus(added, removed));
+        let delta = Delta::between(removed, added);
         if split::try_insert(page, leaf.index, &cell) {
             self.place.found = true;
             return self.ascend(delta, None, overflow);

@@ -215,14 +215,11 @@ impl Machine for Map {
         let mut ahead = Lookahead::new(raw(batches));
         for batch in batches {
             let read = decode(batch.payload, |command| {
-                match command {
-                    Command::Put(put) if only_puts => {
-                        puts.push((put.key, put.value));
-                        return Ok(());
-                    }
-                    _ => ahead.step(&mut *changes, TREE, false),
+                if !only_puts {
+                    ahead.step(&mut *changes, TREE, false);
                 }
                 match command {
+                    Command::Put(put) if only_puts => puts.push((put.key, put.value)),
                     Command::Put(put) => changes.put(TREE, put.key, put.value)?,
                     Command::DeleteRange(delete) => match delete.range() {
                         KeyRange::One(key) => drop(changes.delete(TREE, key)?),

@@ -1,9 +1,8 @@
 //! Many puts at a time, by several threads: what they leave is what single puts would.
 
 use varve_engine::backend::conformance::{Model, Random, compare_all};
-use varve_engine::backend::{Applied, Backend, BackendError, Bounds, Entry, TreeId};
+use varve_engine::backend::{Applied, Backend, Bounds, Entry, TreeId};
 use varve_engine::btree::inspect::Inspector;
-use varve_engine::btree::page::MAX_KEY_BYTES;
 use varve_engine::disk::SimDisk;
 
 use crate::{check, new_disk, open, path};
@@ -128,21 +127,4 @@ fn a_part_grows_into_many() {
     compare_all(&*store.snapshot().expect("a snapshot"), &model).expect("as put");
     store.checkpoint().expect("checkpoint");
     assert!(depth(&disk) > before, "{before}, then {}", depth(&disk));
-}
-
-#[test]
-fn what_is_too_long_is_refused_before_anything_is_changed() {
-    let disk = new_disk(false);
-    let store = open(&disk).expect("a new store");
-    let mut batch = store.begin().expect("a batch");
-    let long = vec![b'z'; MAX_KEY_BYTES + 1];
-    let entries: [Entry<'_>; 3] = [(b"a", b"1"), (b"b", b"2"), (&long, b"3")];
-    let error = batch.put_all(TREE, &entries).expect_err("refused");
-    assert!(matches!(error, BackendError::KeyTooLong { .. }), "{error}");
-    assert!(batch.get(TREE, b"a").expect("usable").is_none());
-    batch.put_all(TREE, &entries[..2]).expect("the rest");
-    batch.put_all(TREE, &[]).expect("nothing");
-    let applied = Applied { term: 1, index: 1 };
-    batch.publish(applied).expect("publish");
-    check(&store);
 }
