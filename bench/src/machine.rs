@@ -25,9 +25,7 @@ impl Machine {
     pub(crate) fn describe(data: Option<&Path>) -> Self {
         let cpu_info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let kib: f64 = field(&memory, "MemTotal")
-            .and_then(|value| value.split(' ').next()?.parse().ok())
-            .unwrap_or(0.0);
+        let kib = kib(&memory, "MemTotal").unwrap_or(0) as f64;
         Self {
             cpu: field(&cpu_info, "model name")
                 .unwrap_or("unknown")
@@ -41,16 +39,22 @@ impl Machine {
     }
 }
 
-/// Uses `bytes` of memory and lets them go. A virtual machine may have given back to its
+/// Uses `bytes` of memory, or half of what is available, and lets them go. A virtual machine may have given back to its
 /// host what was free for a while, and pays for the first use of each page after that,
 /// many times what the page costs else: not what an engine is measured for.
 pub(crate) fn touch_memory(bytes: usize) {
     const PAGE: usize = 4096;
-    let mut memory = vec![0u8; bytes];
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = kib(&memory, "MemAvailable").unwrap_or(0);
+    let mut memory = vec![0u8; bytes.min(available * 1024 / 2)];
     for page in memory.chunks_mut(PAGE) {
         page[0] = 1;
     }
     std::hint::black_box(&memory);
+}
+
+fn kib(memory: &str, name: &str) -> Option<usize> {
+    field(memory, name)?.split(' ').next()?.parse().ok()
 }
 
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {

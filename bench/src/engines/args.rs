@@ -65,8 +65,9 @@ pub(crate) struct EnginesArgs {
     /// Scans of 100 entries.
     #[arg(long, default_value_t = 100_000)]
     pub(crate) scans: u32,
-    /// Memory, in MiB, that is used and let go before each load and each update, so that
-    /// no row pays for pages that a virtual machine gave back to its host.
+    /// Memory, in MiB, that is used and let go before each load and each update (at most
+    /// half of what is available), so that no row pays for pages that a virtual machine
+    /// gave back to its host.
     #[arg(long, default_value_t = 3072)]
     pub(crate) touch_mib: usize,
     /// How long a row is left alone after its load before its size is told once more, in
