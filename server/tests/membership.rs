@@ -505,6 +505,8 @@ async fn learners_are_promoted_once_they_have_caught_up() {
     let load = Load::start(&cluster, 4);
     load.more(200).await;
     add(&mut cluster, 2, true);
+    // Whose list of the members lacks one that is added meanwhile does not join.
+    cluster.wait_healthy();
     let (name, url) = (
         cluster.members[1].name.clone(),
         cluster.members[1].peer_url(),
