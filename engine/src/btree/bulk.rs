@@ -84,11 +84,11 @@ impl Edge<'_, '_, '_> {
         let Some((key, value)) = entries.first() else {
             return Ok(());
         };
-        let payload = self.writer.pages.payload(key, value)?;
+        let mut long = Vec::new();
         let cell = NewCell {
             key,
-            payload: &payload.bytes,
-            overflow: payload.is_long,
+            payload: self.writer.pages.payload(key, value, &mut long)?,
+            overflow: is_long(key, value),
         };
         self.pending.sums.entries += 1;
         self.pending.sums.bytes += (key.len() + value.len()) as u64;

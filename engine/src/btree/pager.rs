@@ -482,6 +482,20 @@ fn prefetch_line(address: *const u8) {
     let _ = address;
 }
 
+/// Lines of a cell that are asked for before its length is known: those of a value
+/// of 256 bytes.
+const CELL_LINES: usize = 5;
+
+/// Asks the processor to load a cell whose value is likely to be read.
+#[inline]
+pub(super) fn prefetch_cell(page: &Page, index: usize) {
+    let start = std::ptr::from_ref(page).cast::<u8>();
+    let cell = start.wrapping_add(page.cell_offset(index));
+    for line in 0..CELL_LINES {
+        prefetch_line(cell.wrapping_add(line * LINE_BYTES));
+    }
+}
+
 /// Asks the processor to load the beginning of each cell of a range of slots,
 /// which a scan is about to visit: they lie in the page in any order.
 pub(super) fn prefetch_cells(page: &Page, slots: std::ops::Range<usize>) {

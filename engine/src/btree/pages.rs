@@ -5,8 +5,6 @@
 //! (While parts of the tree are put to by themselves, `put_all`, this is so up to the
 //! part's root, and for the whole tree again when they are back in it.)
 
-use std::borrow::Cow;
-
 use super::leaf::{LongValue, OverflowRef, is_long};
 use super::meta::META_PAGES;
 use super::page::{Kind, Page};
@@ -19,13 +17,6 @@ use crate::backend::{BackendError, Result};
 
 /// Pages taken from the shared space at a time.
 const POOL_PAGES: usize = 32;
-
-/// A value as its leaf has it.
-pub(super) struct Payload<'p> {
-    pub(super) bytes: Cow<'p, [u8]>,
-    /// Whether that is a reference to a run.
-    pub(super) is_long: bool,
-}
 
 /// The pages of the open batch.
 #[derive(Debug)]
@@ -218,14 +209,24 @@ impl<'b> Pages<'b> {
         self.leftovers.freed.push(Freed { extent, birth });
     }
 
-    /// What a leaf has of `value`; a long one is written to a run.
-    pub(super) fn payload<'p>(&mut self, key: &[u8], value: &'p [u8]) -> Result<Payload<'p>> {
-        let is_long = is_long(key, value);
-        let bytes = match is_long {
-            true => Cow::Owned(LongValue::payload_of(self.create_run(value)?, value)),
-            false => Cow::Borrowed(value),
-        };
-        Ok(Payload { bytes, is_long })
+    /// What a leaf has of `value`. A long one is written to a run, and `long` to what
+    /// refers to that.
+    ///
+    /// Inlined, so that what a short one is made of stays in registers: in memory it
+    /// would be read otherwise than it was just written, which waits for all that was
+    /// written before, such as the copy of a leaf.
+    #[inline(always)]
+    pub(super) fn payload<'p>(
+        &mut self,
+        key: &[u8],
+        value: &'p [u8],
+        long: &'p mut Vec<u8>,
+    ) -> Result<&'p [u8]> {
+        if !is_long(key, value) {
+            return Ok(value);
+        }
+        *long = LongValue::payload_of(self.create_run(value)?, value);
+        Ok(long)
     }
 
     fn create_run(&mut self, value: &[u8]) -> Result<OverflowRef> {

@@ -8,6 +8,7 @@
 use std::cmp::Ordering;
 
 use super::page::{Page, SLOT_BYTES};
+use super::pager::prefetch_cell;
 
 /// The first four bytes as a number that orders like them, zero-padded.
 pub(super) fn head_of(suffix: &[u8]) -> u32 {
@@ -72,6 +73,7 @@ impl Page {
         suffix: &[u8],
     ) -> Result<usize, usize> {
         // Mostly the run is one slot long: look there before measuring it.
+        prefetch_cell(self, low);
         match self.suffix(low).cmp(suffix) {
             Ordering::Equal => return Ok(low),
             Ordering::Greater => return Err(low),

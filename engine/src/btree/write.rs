@@ -4,10 +4,10 @@
 //! batch's own. Bottom-up on the way back: sums, and splits or merges.
 
 use super::branch::{Child, Delta, minus, plus};
-use super::leaf::{LongValue, Value};
+use super::leaf::{LongValue, Value, is_long};
 use super::merge;
 use super::page::{Kind, MAX_KEY_BYTES, MAX_VALUE_BYTES};
-use super::pages::{Pages, Payload};
+use super::pages::Pages;
 use super::path::{Path, Place, Step};
 use super::slotted::NewCell;
 use super::spill;
@@ -50,8 +50,7 @@ impl Writer<'_, '_> {
             return Ok(());
         }
         let removed = self.remove_old()?;
-        let payload = self.pages.payload(key, value)?;
-        self.insert(key, value.len(), &payload, removed)
+        self.insert_value(key, value, removed)
     }
 
     /// As [`Writer::put`] of a key that has a long value, whose run goes on to be
@@ -61,8 +60,7 @@ impl Writer<'_, '_> {
         let leaf = self.place.path.leaf();
         let former = self.pages.page(leaf.page)?.payload(leaf.index).to_vec();
         let removed = self.remove_found();
-        let payload = self.pages.payload(key, value)?;
-        self.insert(key, value.len(), &payload, removed)?;
+        self.insert_value(key, value, removed)?;
         Ok(former)
     }
 
@@ -75,11 +73,12 @@ impl Writer<'_, '_> {
     ) -> Result<()> {
         self.go_to(key)?;
         let removed = self.remove_old()?;
-        let payload = Payload {
-            bytes: long.encode(head).into(),
-            is_long: true,
+        let cell = NewCell {
+            key,
+            payload: &long.encode(head),
+            overflow: true,
         };
-        self.insert(key, head.len() + long.len(), &payload, removed)
+        self.insert(&cell, head.len() + long.len(), removed)
     }
 
     /// Goes to where `key` is or belongs, and makes the pages there the batch's own.
@@ -92,44 +91,42 @@ impl Writer<'_, '_> {
         self.make_path_writable()
     }
 
-    /// Inserts a cell where the writer is, for a value of `length` bytes; `removed`
-    /// was there before.
-    fn insert(
-        &mut self,
-        key: &[u8],
-        length: usize,
-        payload: &Payload<'_>,
-        removed: Sums,
-    ) -> Result<()> {
-        let added = Sums {
-            entries: 1,
-            bytes: (key.len() + length) as u64,
-        };
-        let overflow = payload.is_long;
+    /// Inserts an entry where the writer is; `removed` was there before.
+    fn insert_value(&mut self, key: &[u8], value: &[u8], removed: Sums) -> Result<()> {
+        let mut long = Vec::new();
         let cell = NewCell {
             key,
-            payload: &payload.bytes,
-            overflow,
+            payload: self.pages.payload(key, value, &mut long)?,
+            overflow: is_long(key, value),
+        };
+        self.insert(&cell, value.len(), removed)
+    }
+
+    /// Inserts a cell where the writer is, for a value of `length` bytes.
+    fn insert(&mut self, cell: &NewCell<'_>, length: usize, removed: Sums) -> Result<()> {
+        let added = Sums {
+            entries: 1,
+            bytes: (cell.key.len() + length) as u64,
         };
         let leaf = self.place.path.leaf();
         let page = self.pages.page_mut(leaf.page);
         let delta = Delta::between(removed, added);
-        if split::try_insert(page, leaf.index, &cell) {
+        if split::try_insert(page, leaf.index, cell) {
             self.place.found = true;
-            return self.ascend(delta, None, overflow);
+            return self.ascend(delta, None, cell.overflow);
         }
         self.place.valid = false;
         let append = removed.entries == 0 && self.is_at_end()?;
         let steps = self.place.path.steps();
         if let [.., parent, _] = *steps
             && !append
-            && spill::share(self.pages, parent, leaf.index, &cell)?
+            && spill::share(self.pages, parent, leaf.index, cell)?
         {
             let above = steps.len() - 2;
-            return self.ascend_from(above, delta, None, overflow);
+            return self.ascend_from(above, delta, None, cell.overflow);
         }
-        let split = split::split(self.pages, leaf.page, leaf.index, &cell, append)?;
-        self.ascend(delta, Some(split), overflow)
+        let split = split::split(self.pages, leaf.page, leaf.index, cell, append)?;
+        self.ascend(delta, Some(split), cell.overflow)
     }
 
     /// Whether the leaf is the last one of all, so that what comes after it is probably
