@@ -65,8 +65,19 @@ pub(super) fn put_all(writer: &mut Writer<'_, '_>, entries: &[Entry<'_>]) -> Res
 
 /// In the order of their keys, each key once.
 fn in_order<'e>(entries: &[Entry<'e>]) -> Vec<Entry<'e>> {
-    let mut sorted = entries.to_vec();
-    sorted.sort_by_key(|(key, _)| *key);
+    let shared = shared_by_all(entries);
+    let mut order: Vec<_> = entries
+        .iter()
+        .enumerate()
+        .map(|(at, (key, _))| (head_of(&key[shared..]), at))
+        .collect();
+    // Heads are seldom equal; else the key decides, and for the same key the place.
+    order.sort_unstable_by(|left, right| {
+        let by_key = || entries[left.1].0.cmp(entries[right.1].0);
+        let by_place = || left.1.cmp(&right.1);
+        (left.0.cmp(&right.0)).then_with(by_key).then_with(by_place)
+    });
+    let mut sorted: Vec<_> = order.iter().map(|(_, at)| entries[*at]).collect();
     sorted.dedup_by(|later, kept| {
         let is_same = later.0 == kept.0;
         if is_same {
@@ -75,6 +86,25 @@ fn in_order<'e>(entries: &[Entry<'e>]) -> Vec<Entry<'e>> {
         is_same
     });
     sorted
+}
+
+/// Bytes that all keys begin with.
+fn shared_by_all(entries: &[Entry<'_>]) -> usize {
+    let Some(((first, _), rest)) = entries.split_first() else {
+        return 0;
+    };
+    rest.iter().fold(first.len(), |shared, (key, _)| {
+        let pairs = first[..shared].iter().zip(*key);
+        pairs.take_while(|(left, right)| left == right).count()
+    })
+}
+
+/// The first eight bytes as a number that orders like them, zero-padded.
+fn head_of(suffix: &[u8]) -> u64 {
+    let mut eight = [0; 8];
+    let length = suffix.len().min(8);
+    eight[..length].copy_from_slice(&suffix[..length]);
+    u64::from_be_bytes(eight)
 }
 
 fn read_ahead<'e>(
