@@ -263,16 +263,17 @@ impl Page {
 
 /// How many bytes two keys share at their beginning.
 pub(super) fn common_prefix(left: KeyParts<'_>, right: KeyParts<'_>) -> usize {
-    let mut common = 0;
+    // Of one page, or of two neighbours that share as much.
+    if left.0 == right.0 {
+        return left.0.len() + count_equal(left.1.iter().zip(right.1));
+    }
     let left = left.0.iter().chain(left.1);
     let right = right.0.iter().chain(right.1);
-    for (a, b) in left.zip(right) {
-        if a != b {
-            break;
-        }
-        common += 1;
-    }
-    common
+    count_equal(left.zip(right))
+}
+
+fn count_equal<'p>(pairs: impl Iterator<Item = (&'p u8, &'p u8)>) -> usize {
+    pairs.take_while(|(left, right)| left == right).count()
 }
 
 /// The first `length` bytes of a key in two parts.

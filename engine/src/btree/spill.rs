@@ -83,7 +83,8 @@ fn refill(
 /// The left one of the two leaves that are to share: the full one and the
 /// emptier of its neighbours under the same parent.
 fn choose(pages: &Pages<'_>, parent: Step) -> Result<Option<usize>> {
-    let branch = pages.page(parent.page)?;
+    let view = pages.view();
+    let branch = view.page(parent.page)?;
     let room = |index: usize| -> Result<usize> {
         match branch.child_page(index) {
             // Worth less than the time to read it.
@@ -91,14 +92,14 @@ fn choose(pages: &Pages<'_>, parent: Step) -> Result<Option<usize>> {
             page => Ok(pages.page(page)?.total_free()),
         }
     };
-    let left = match parent.index {
-        0 => 0,
-        index => room(index - 1)?,
-    };
-    let right = match parent.index + 1 {
-        index if index < branch.count() => room(index)?,
-        _ => 0,
-    };
+    let right = Some(parent.index + 1).filter(|index| *index < branch.count());
+    let left = parent.index.checked_sub(1);
+    // Both at once: neither is in the processor's cache, most likely.
+    for index in [left, right].into_iter().flatten() {
+        view.prefetch(branch.child_page(index));
+    }
+    let left = left.map_or(Ok(0), room)?;
+    let right = right.map_or(Ok(0), room)?;
     Ok(if left.max(right) < WORTHWHILE_BYTES {
         None
     } else if left > right {
