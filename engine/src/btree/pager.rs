@@ -356,6 +356,16 @@ impl<'v> View<'v> {
         self.prefetch_lines(number, SEARCH_LINES);
     }
 
+    /// The same for a child of a branch of `level`, when no other page is on its way: all
+    /// slots of a branch, which would be waited for one after another.
+    #[inline]
+    pub(super) fn prefetch_below(&self, level: u8, number: u64) {
+        match level {
+            ..=1 => self.prefetch(number),
+            _ => self.prefetch_lines(number, BRANCH_LINES),
+        }
+    }
+
     /// Asks the processor to load a whole page, which is about to be copied.
     #[inline]
     pub(super) fn prefetch_all(&self, number: u64) {
@@ -467,6 +477,8 @@ fn zeroed_words(count: usize) -> Box<[AtomicU64]> {
 const LINE_BYTES: usize = 64;
 /// Lines that a search in a leaf of usual values looks at.
 const SEARCH_LINES: usize = 3;
+/// Lines of the slots of a branch of 140 children: with short keys it has 80 to 110.
+const BRANCH_LINES: usize = 18;
 /// Lines of a whole page.
 const PAGE_LINES: usize = PAGE_BYTES / LINE_BYTES;
 

@@ -86,7 +86,7 @@ impl Path {
             let index = page.child_for(key);
             self.push(view, number, index)?;
             number = page.child_page(index);
-            view.prefetch(number);
+            view.prefetch_below(page.level(), number);
         }
     }
 

@@ -24,7 +24,7 @@ pub(super) fn find<'v>(view: View<'v>, root: &Root, key: &[u8]) -> Result<Option
             return Ok(Some(page.value(index)));
         }
         let child = page.child_page(page.child_for(key));
-        view.prefetch(child);
+        view.prefetch_below(page.level(), child);
         page = view.page(child)?;
     }
     Err(view.too_deep(page.number()))
