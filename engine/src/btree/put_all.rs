@@ -21,7 +21,8 @@ use super::pager::View;
 use super::pages::Pages;
 use super::path::Place;
 use super::prefetch;
-use super::slotted::{KeyParts, joined};
+use super::search::first_bytes;
+use super::slotted::{KeyParts, common_prefix, joined};
 use super::split::Split;
 use super::state::Root;
 use super::write::{Writer, check_length};
@@ -69,7 +70,7 @@ fn in_order<'e>(entries: &[Entry<'e>]) -> Vec<Entry<'e>> {
     let mut order: Vec<_> = entries
         .iter()
         .enumerate()
-        .map(|(at, (key, _))| (head_of(&key[shared..]), at))
+        .map(|(at, (key, _))| (u64::from_be_bytes(first_bytes(&key[shared..])), at))
         .collect();
     // Heads are seldom equal; else the key decides, and for the same key the place.
     order.sort_unstable_by(|left, right| {
@@ -94,17 +95,8 @@ fn shared_by_all(entries: &[Entry<'_>]) -> usize {
         return 0;
     };
     rest.iter().fold(first.len(), |shared, (key, _)| {
-        let pairs = first[..shared].iter().zip(*key);
-        pairs.take_while(|(left, right)| left == right).count()
+        common_prefix((&[], &first[..shared]), (&[], key))
     })
-}
-
-/// The first eight bytes as a number that orders like them, zero-padded.
-fn head_of(suffix: &[u8]) -> u64 {
-    let mut eight = [0; 8];
-    let length = suffix.len().min(8);
-    eight[..length].copy_from_slice(&suffix[..length]);
-    u64::from_be_bytes(eight)
 }
 
 fn read_ahead<'e>(

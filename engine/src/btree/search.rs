@@ -10,14 +10,19 @@ use std::cmp::Ordering;
 use super::page::{Page, SLOT_BYTES};
 use super::pager::prefetch_cell;
 
+/// The first bytes, zero-padded.
+pub(super) fn first_bytes<const COUNT: usize>(suffix: &[u8]) -> [u8; COUNT] {
+    if let Some(all) = suffix.first_chunk() {
+        return *all;
+    }
+    let mut padded = [0; COUNT];
+    padded[..suffix.len()].copy_from_slice(suffix);
+    padded
+}
+
 /// The first four bytes as a number that orders like them, zero-padded.
 pub(super) fn head_of(suffix: &[u8]) -> u32 {
-    if let Some(four) = suffix.first_chunk::<4>() {
-        return u32::from_be_bytes(*four);
-    }
-    let mut four = [0; 4];
-    four[..suffix.len()].copy_from_slice(suffix);
-    u32::from_be_bytes(four)
+    u32::from_be_bytes(first_bytes(suffix))
 }
 
 fn slot_head(slot: &[u8; SLOT_BYTES]) -> u32 {
