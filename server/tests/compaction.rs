@@ -1,19 +1,16 @@
 //! A compaction that is answered once its history is gone. The node runs in this
 //! process, so that its state can be looked at.
 
+mod common;
+
 use std::time::Duration;
 
+use common::free_port;
 use varve::config::{self, Config, Invocation};
 use varve::node::RunningNode;
 use varve_client::{Client, ClientConfig, RawConnection};
 use varve_protocol::{Flags, Request, WireError};
 use varve_types::{ApiError, CompactionRequest, PutRequest, Reader, RequestOp, TxnRequest};
-
-/// A free port: the listener that found it is gone.
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
-}
 
 fn config_in(directory: &std::path::Path, client: u16) -> Box<Config> {
     let peer = free_port();

@@ -11,8 +11,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -21,19 +20,20 @@ use varve_types::{PutRequest, RangeRequest};
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A port that nobody listens on. Held ports are remembered, so that two tests of
-/// one process do not get the same.
+/// A port that nobody listens on, given to nobody else in this process. It lies below
+/// those that Linux gives to outgoing connections (from 32768): one of these could be
+/// taken between this call and the node's start, or while a node is down.
 pub fn free_port() -> u16 {
-    static TAKEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());
+    const PORTS: std::ops::Range<u32> = 13_000..22_000;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    // Processes that run at the same time begin far from each other.
+    let first = std::process::id().wrapping_mul(97);
     loop {
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let mut taken = TAKEN.lock().unwrap();
-        if !taken.contains(&port) {
-            taken.push(port);
+        let given = GIVEN.fetch_add(1, Ordering::Relaxed);
+        assert!(given < PORTS.end - PORTS.start, "no free port in {PORTS:?}");
+        let place = first.wrapping_add(given) % (PORTS.end - PORTS.start);
+        let port = u16::try_from(PORTS.start + place).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
     }
