@@ -136,6 +136,10 @@ pub(crate) struct LoadShape {
     /// Write every key before the first operation, also if that only writes.
     #[arg(long)]
     pub(crate) prefill: bool,
+    /// Operations a second, over all connections; latency then counts from when an operation
+    /// was due. 0: as many as there are answers.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) rate: f64,
     /// While an operation is measured, compact up to the current revision this often.
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) compact_every: Option<Duration>,
@@ -170,6 +174,12 @@ impl LoadShape {
         }
         if self.duration.is_zero() {
             return Err("--duration must not be zero".into());
+        }
+        if !(self.rate == 0.0 || (1e-3..=1e9).contains(&self.rate)) {
+            return Err(format!(
+                "--rate {} is not from 0.001 to 1000000000 operations a second, nor 0 for no rate",
+                self.rate
+            ));
         }
         if self.compact_every.is_some_and(|every| every.is_zero()) {
             return Err("--compact-every must not be zero".into());

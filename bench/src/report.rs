@@ -28,6 +28,8 @@ pub(crate) struct Run {
     pub(crate) clients: usize,
     pub(crate) value_size: usize,
     pub(crate) keys: u32,
+    /// What was asked for; 0: as much as can be.
+    pub(crate) rate: f64,
     pub(crate) seconds: f64,
     pub(crate) ops: u64,
     pub(crate) ops_per_sec: f64,
@@ -59,6 +61,7 @@ impl Run {
             clients: shape.clients,
             value_size: shape.value_size,
             keys: shape.keys,
+            rate: shape.rate,
             seconds,
             ops: counts.measured,
             ops_per_sec: (counts.measured as f64 / seconds * 10.0).round() / 10.0,
@@ -69,8 +72,12 @@ impl Run {
         }
     }
 
-    /// Whether and by how much the floor is beaten.
+    /// Whether and by how much the floor is beaten, or how much of a rate was reached.
     pub(crate) fn against_floor(&self) -> String {
+        if self.rate > 0.0 {
+            let percent = self.ops_per_sec / self.rate * 100.0;
+            return format!("{percent:.1} % of {} ops/s", grouped(self.rate));
+        }
         let factor = self.ops_per_sec / FLOOR_OPS_PER_SEC;
         let verb = if factor > 1.0 { "beaten" } else { "NOT beaten" };
         format!("10,000 ops/s {verb}: {factor:.2} x")
@@ -102,6 +109,7 @@ pub(crate) fn parameters(shape: &LoadShape) -> Value {
         "seed": shape.seed,
         "prefill": !shape.no_prefill,
         "prefill_before_puts": shape.prefill,
+        "rate": shape.rate,
         "compact_every_seconds": shape.compact_every.map(|every| every.as_secs_f64()),
     })
 }
@@ -132,8 +140,12 @@ pub(crate) fn print_machine(machine: &Machine, shape: &LoadShape) {
     let compaction = shape.compact_every.map_or_else(String::new, |every| {
         format!(", a compaction each {:.1} s", every.as_secs_f64())
     });
+    let rate = match shape.rate {
+        0.0 => String::new(),
+        rate => format!(", {} operations a second", grouped(rate)),
+    };
     println!(
-        "{} clients on {} connections, {}-byte values, {} keys, {:.1} s after {:.1} s of warm-up{compaction}",
+        "{} clients on {} connections, {}-byte values, {} keys, {:.1} s after {:.1} s of warm-up{rate}{compaction}",
         shape.clients,
         shape.conns,
         shape.value_size,
@@ -276,6 +288,7 @@ mod tests {
             clients: 1,
             value_size: 256,
             keys: 10,
+            rate: 0.0,
             seconds: 1.0,
             ops: 10,
             ops_per_sec: 10.0,
@@ -298,6 +311,7 @@ mod tests {
             "clients",
             "value_size",
             "keys",
+            "rate",
             "seconds",
             "ops",
             "ops_per_sec",

@@ -1,4 +1,4 @@
-//! The closed loop: phases of load over connections that are spread over a few
+//! Phases of load, a closed loop or a steady rate, over connections that are spread over a few
 //! generator threads.
 //!
 //! Each thread runs its own single-threaded runtime with its share of the
@@ -7,6 +7,7 @@
 
 pub(crate) mod counts;
 pub(crate) mod ledger;
+pub(crate) mod pace;
 pub(crate) mod progress;
 pub(crate) mod slots;
 pub(crate) mod value;
@@ -27,6 +28,7 @@ use crate::error::{BenchError, Result};
 use crate::target::Link;
 use counts::Counts;
 use ledger::Ledger;
+use pace::{Pace, Schedule};
 use slots::{Plan, Slot, Window, Worker, WorkerSetup};
 
 /// How long connecting may take before the run is given up.
@@ -94,8 +96,16 @@ pub(crate) struct Memory {
 struct ThreadPlan {
     phase: Phase,
     setup: WorkerSetup,
-    /// For each connection, which endpoint it starts at and how many clients it has.
-    connections: Vec<(usize, usize)>,
+    connections: Vec<ConnectionPlan>,
+}
+
+#[derive(Clone, Copy)]
+struct ConnectionPlan {
+    /// Among all connections.
+    number: usize,
+    /// Where it connects to first.
+    endpoint: usize,
+    clients: usize,
 }
 
 struct ThreadResult {
@@ -162,11 +172,10 @@ fn split(phase: &Phase, memory: &Memory) -> Vec<ThreadPlan> {
             };
             let connections = (thread..shape.conns)
                 .step_by(threads)
-                .map(|conn| {
-                    (
-                        conn % phase.endpoints.len(),
-                        share(shape.clients, shape.conns, conn),
-                    )
+                .map(|conn| ConnectionPlan {
+                    number: conn,
+                    endpoint: conn % phase.endpoints.len(),
+                    clients: share(shape.clients, shape.conns, conn),
                 })
                 .collect();
             let edge = |part: usize| (u64::from(shape.keys) * part as u64 / threads as u64) as u32;
@@ -230,23 +239,25 @@ async fn run_connections(
 
     let start = *control.start.get_or_init(Instant::now);
     let mut worker = Worker::new(plan.setup);
-    let mut deadline = None;
+    let (mut window, mut deadline) = (None, None);
     if phase.work != Work::Fill {
         let measure_from = start + phase.shape.warmup;
         let stop_at = measure_from + phase.shape.duration;
-        worker.open_window(Window {
+        let counted = Window {
             measure_from,
             stop_at,
-        });
+        };
+        worker.open_window(counted);
+        window = Some(counted);
         deadline = Some(stop_at + phase.shape.patience);
     }
     let worker = Rc::new(RefCell::new(worker));
     let mut tasks = tokio::task::JoinSet::new();
-    for (link, (endpoint, clients)) in links.into_iter().zip(plan.connections) {
+    for (link, connection) in links.into_iter().zip(plan.connections) {
         let (phase, worker) = (Rc::clone(&phase), Rc::clone(&worker));
+        let pace = pace(&phase.shape, connection.number, start, window)?;
         tasks.spawn_local(async move {
-            let mut slots = vec![Slot::idle(); clients];
-            run_connection(&phase, link, endpoint, &mut slots, &worker).await;
+            run_connection(&phase, link, connection, pace, &worker).await;
         });
     }
     supervise(&mut tasks, &worker, control, deadline, &phase).await?;
@@ -261,11 +272,25 @@ async fn run_connections(
     })
 }
 
-async fn open_all(phase: &Phase, connections: &[(usize, usize)]) -> Result<Vec<Link>> {
+/// A fill has no window, and no rate.
+fn pace(shape: &LoadShape, number: usize, start: Instant, window: Option<Window>) -> Result<Pace> {
+    let Some(window) = window.filter(|_| shape.rate > 0.0) else {
+        return Ok(Pace::Closed);
+    };
+    Schedule::new(shape.rate, number, shape.conns, start, window)
+        .map(Pace::Open)
+        .map_err(|source| BenchError::Io {
+            action: "make timer",
+            path: "load".into(),
+            source,
+        })
+}
+
+async fn open_all(phase: &Phase, connections: &[ConnectionPlan]) -> Result<Vec<Link>> {
     let mut links = Vec::with_capacity(connections.len());
     let give_up_at = Instant::now() + CONNECT_PATIENCE;
-    for (endpoint, _) in connections {
-        let endpoint = &phase.endpoints[*endpoint];
+    for connection in connections {
+        let endpoint = &phase.endpoints[connection.endpoint];
         loop {
             match Link::connect(phase.target, endpoint).await {
                 Ok(link) => {
@@ -286,14 +311,16 @@ async fn open_all(phase: &Phase, connections: &[(usize, usize)]) -> Result<Vec<L
 async fn run_connection(
     phase: &Phase,
     link: Link,
-    mut endpoint: usize,
-    slots: &mut [Slot],
+    connection: ConnectionPlan,
+    mut pace: Pace,
     worker: &RefCell<Worker>,
 ) {
+    let mut slots = vec![Slot::idle(); connection.clients];
+    let mut endpoint = connection.endpoint;
     let mut link = Some(link);
     loop {
         let why = match link.take() {
-            Some(mut live) => match live.drive(slots, worker).await {
+            Some(mut live) => match live.drive(&mut slots, &mut pace, worker).await {
                 Ok(()) => return,
                 Err(why) => why,
             },
@@ -306,7 +333,7 @@ async fn run_connection(
             },
         };
         let now = Instant::now();
-        worker.borrow_mut().lost(slots, &why, now);
+        worker.borrow_mut().lost(&mut slots, &why, now);
         if worker.borrow().is_over(now) {
             return;
         }

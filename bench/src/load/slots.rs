@@ -201,8 +201,14 @@ impl Worker {
         self.sequence
     }
 
-    /// The next operation of `slot`, or `None` when there is nothing more to do.
-    pub(crate) fn issue(&mut self, slot: &mut Slot, now: Instant) -> Option<Op<'_>> {
+    /// The next operation of `slot`, whose latency counts from `since`, or `None` when there
+    /// is nothing more to do.
+    pub(crate) fn issue(
+        &mut self,
+        slot: &mut Slot,
+        since: Instant,
+        now: Instant,
+    ) -> Option<Op<'_>> {
         debug_assert!(!slot.busy, "a client has one operation outstanding");
         if self.is_over(now) {
             return None;
@@ -237,7 +243,7 @@ impl Worker {
             }
         };
         slot.busy = true;
-        slot.issued_at = now;
+        slot.issued_at = since;
         self.outstanding += 1;
         self.key = value::key_bytes(slot.key);
         self.value.clear();
@@ -389,7 +395,7 @@ mod tests {
         let (mut slot, now) = (Slot::idle(), Instant::now());
         let mut keys = Vec::new();
         let mut revision = 1;
-        while let Some(op) = worker.issue(&mut slot, now) {
+        while let Some(op) = worker.issue(&mut slot, now, now) {
             keys.push(value::key_number(op.key).unwrap());
             let reply = if keys.len() == 2 {
                 Reply::Failed("no")
@@ -417,7 +423,7 @@ mod tests {
         let mut value = Vec::new();
         value::fill(&mut value, 32, 0, 5);
         let mut ask = |worker: &mut Worker, reply: Reply<'_>| {
-            worker.issue(&mut slot, now).unwrap();
+            worker.issue(&mut slot, now, now).unwrap();
             worker.complete(&mut slot, reply, now);
             worker.counts.violations
         };
@@ -458,11 +464,19 @@ mod tests {
             .into_iter()
             .enumerate()
         {
-            assert!(worker.issue(&mut slot, at(issued)).is_some());
+            // Each was due a millisecond before it was issued.
+            let due = at(issued - 1);
+            assert!(worker.issue(&mut slot, due, at(issued)).is_some());
             let revision = revision as i64 + 2;
             worker.complete(&mut slot, Reply::Put { revision }, at(answered));
         }
-        assert!(worker.issue(&mut slot, at(20)).is_none());
+        assert!(worker.issue(&mut slot, at(19), at(20)).is_none());
         assert_eq!((worker.counts.measured, worker.counts.completed), (2, 4));
+        let latency = [0.5, 1.0].map(|q| worker.counts.latency.value_at_quantile(q) / 100_000);
+        assert_eq!(
+            latency,
+            [80, 80],
+            "hundreds of microseconds, from when it was due"
+        );
     }
 }

@@ -21,6 +21,7 @@ use tokio::net::TcpStream;
 use super::etcd_messages as messages;
 use super::{Page, authority, dial};
 use crate::load::BACK_OFF;
+use crate::load::pace::Pace;
 use crate::load::slots::{Op, OpKind, Reply, Slot, Worker};
 
 const PUT: &str = "/etcdserverpb.KV/Put";
@@ -77,6 +78,7 @@ impl Link {
     pub(crate) async fn drive(
         &mut self,
         slots: &mut [Slot],
+        pace: &mut Pace,
         worker: &RefCell<Worker>,
     ) -> Result<(), String> {
         let mut calls = FuturesUnordered::new();
@@ -97,12 +99,15 @@ impl Link {
             if refused {
                 tokio::time::sleep(BACK_OFF).await;
             }
-            while let Some(index) = free.pop() {
+            let mut over = false;
+            while let (Some(&index), Some(since)) = (free.last(), pace.due(now)) {
                 let mut worker = worker.borrow_mut();
-                let Some(op) = worker.issue(&mut slots[index], now) else {
-                    free.clear();
+                let Some(op) = worker.issue(&mut slots[index], since, now) else {
+                    over = true;
                     break;
                 };
+                free.pop();
+                pace.issued();
                 let (template, body) = match op {
                     Op {
                         kind: OpKind::Put,
@@ -121,11 +126,12 @@ impl Link {
                 let response = start(&mut self.send, template, body)?;
                 calls.push(async move { (index, receive(response).await) });
             }
-            if calls.is_empty() {
+            if calls.is_empty() && over {
                 return Ok(());
             }
+            let has_time = !free.is_empty() && !over;
             let connection = &mut self.connection;
-            poll_fn(|context| {
+            let answered = poll_fn(|context| {
                 // First the socket: flushes what was issued, reads what has come.
                 if let Poll::Ready(end) = connection.as_mut().poll(context) {
                     return Poll::Ready(Err(closed(end)));
@@ -139,8 +145,11 @@ impl Link {
                 } else {
                     Poll::Ready(Ok(()))
                 }
-            })
-            .await?;
+            });
+            tokio::select! {
+                answered = answered => answered?,
+                waited = pace.wait(), if has_time => waited?,
+            }
         }
     }
 

@@ -14,6 +14,7 @@ use varve_types::KeyValue;
 
 use crate::cli::TargetKind;
 use crate::error::{BenchError, Result};
+use crate::load::pace::Pace;
 use crate::load::slots::{Slot, Worker};
 
 #[cfg(not(feature = "etcd"))]
@@ -45,17 +46,18 @@ impl Link {
         }
     }
 
-    /// Keeps every slot busy until there is nothing more to issue and all is
-    /// answered. An error means that the connection is of no more use.
+    /// Keeps every slot busy, as far as `pace` lets it, until there is nothing more to
+    /// issue and all is answered. An error means that the connection is of no more use.
     pub(crate) async fn drive(
         &mut self,
         slots: &mut [Slot],
+        pace: &mut Pace,
         worker: &RefCell<Worker>,
     ) -> std::result::Result<(), String> {
         match self {
-            Self::Varve(link) => link.drive(slots, worker).await,
+            Self::Varve(link) => link.drive(slots, pace, worker).await,
             #[cfg(feature = "etcd")]
-            Self::Etcd(link) => link.drive(slots, worker).await,
+            Self::Etcd(link) => link.drive(slots, pace, worker).await,
         }
     }
 }

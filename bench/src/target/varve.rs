@@ -14,6 +14,7 @@ use varve_types::{
 
 use super::{Page, authority};
 use crate::load::BACK_OFF;
+use crate::load::pace::Pace;
 use crate::load::slots::{OpKind, Reply, Slot, Worker};
 
 const DIAL_PATIENCE: Duration = Duration::from_secs(2);
@@ -38,19 +39,22 @@ impl Link {
     pub(crate) async fn drive(
         &mut self,
         slots: &mut [Slot],
+        pace: &mut Pace,
         worker: &RefCell<Worker>,
     ) -> Result<(), String> {
         let mut free: Vec<usize> = (0..slots.len()).rev().collect();
-        let mut busy = 0;
         loop {
             let now = Instant::now();
+            let mut over = false;
             {
                 let mut worker = worker.borrow_mut();
-                while let Some(index) = free.pop() {
-                    let Some(op) = worker.issue(&mut slots[index], now) else {
-                        free.clear();
+                while let (Some(&index), Some(since)) = (free.last(), pace.due(now)) {
+                    let Some(op) = worker.issue(&mut slots[index], since, now) else {
+                        over = true;
                         break;
                     };
+                    free.pop();
+                    pace.issued();
                     let id = index as u64;
                     match op.kind {
                         OpKind::Put => self.raw.queue_put(id, op.key, op.value),
@@ -58,12 +62,13 @@ impl Link {
                             self.raw.queue_get(id, op.key, serializable);
                         }
                     }
-                    busy += 1;
                 }
             }
-            if busy == 0 {
+            let is_idle = free.len() == slots.len();
+            if is_idle && over {
                 return Ok(());
             }
+            let has_time = !free.is_empty() && !over;
             let mut batch = Batch {
                 arrived: None,
                 slots: &mut *slots,
@@ -72,16 +77,16 @@ impl Link {
                 refused: false,
                 broken: None,
             };
-            self.raw
-                .receive(|frame| batch.take(&frame))
-                .await
-                .map_err(|error| error.to_string())?;
+            tokio::select! {
+                received = self.raw.receive(|frame| batch.take(&frame)), if !is_idle => {
+                    received.map_err(|error| error.to_string())?;
+                }
+                waited = pace.wait(), if has_time => waited?,
+            }
             if let Some(what) = batch.broken {
                 return Err(what);
             }
-            let refused = batch.refused;
-            busy -= free.len();
-            if refused {
+            if batch.refused {
                 tokio::time::sleep(BACK_OFF).await;
             }
         }
