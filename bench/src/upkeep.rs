@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use varve_client::{Client, ClientConfig};
 use varve_types::{CompactionRequest, DeleteRangeRequest, PutRequest};
 
-use crate::cli::{OpMix, TargetKind, UpkeepArgs};
+use crate::cli::{LoadShape, OpMix, TargetKind, UpkeepArgs};
 use crate::error::{BenchError, Result};
 use crate::http;
 use crate::load::counts::Counts;
@@ -138,9 +138,13 @@ impl Test<'_> {
 
     /// Puts until there are as many revisions as asked for.
     async fn make_history(&mut self) -> Result<()> {
-        self.session.fill(&self.args.shape).await?;
+        let fast = LoadShape {
+            rate: 0.0,
+            ..self.args.shape.clone()
+        };
+        self.session.fill(&fast).await?;
         while self.revision().await? < self.args.revisions {
-            self.session.measure(OpMix::Put, &self.args.shape).await?;
+            self.session.measure(OpMix::Put, &fast).await?;
         }
         Ok(())
     }

@@ -10,6 +10,8 @@
 //!   and synced. What was not written for want of space is the next one's.
 //! - An error on write or sync latches: the same data is never synced again.
 
+use std::time::Instant;
+
 use super::meta::Meta;
 use super::page::PAGE_BYTES;
 use super::pager::{Pager, View, disk_error};
@@ -122,12 +124,16 @@ fn seal(pager: &Pager, view: View<'_>, unsealed: &[u64], is_cold: bool) -> Resul
 fn cut(shared: &Shared) -> Result<()> {
     let end = shared.space().checkpointed();
     if let Some(end) = end {
-        // The lock is let go between the parts: batches take pages under it.
-        loop {
-            let more = shared.space().cut(shared.pager(), end);
-            if !more.map_err(|error| shared.latch(error))? {
+        // Batches take pages under the space's lock: it is let go of before each cut.
+        let next = || shared.space().cut(shared.pager(), end);
+        while let Some((part, more)) = next() {
+            let started = Instant::now();
+            part.finish().map_err(|error| shared.latch(error))?;
+            if !more {
                 break;
             }
+            // Page faults wait while the file is cut: they get as much time again.
+            std::thread::sleep(started.elapsed());
         }
     }
     // Who waits for it finds the file cut.

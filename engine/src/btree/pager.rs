@@ -17,12 +17,13 @@
 
 use std::borrow::Cow;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::leaf::{LongValue, OverflowRef};
 use super::page::{self, HEADER_BYTES, Kind, PAGE_BYTES, Page};
 use super::readers::Pin;
+use super::store::lock;
 use crate::backend::{BackendError, DamageLog, Result};
 use crate::disk::{DiskError, File, Map};
 
@@ -35,12 +36,29 @@ pub(super) struct Pager {
     capacity: u64,
     /// Pages that the file has.
     end: AtomicU64,
+    /// Held by whoever changes the file's length.
+    length: Mutex<()>,
     /// One bit per page that need not be verified any more.
     verified: Box<[AtomicU64]>,
     /// Number of the state that was opened: no page of it is younger.
     opened: u64,
     /// Pages that turned out to be damaged.
     damage: DamageLog,
+}
+
+/// An end that the file itself does not have yet; meanwhile it does not grow.
+#[must_use]
+pub(super) struct Cut<'p> {
+    pager: &'p Pager,
+    _length: MutexGuard<'p, ()>,
+}
+
+impl Cut<'_> {
+    /// Cuts the file off.
+    pub(super) fn finish(self) -> Result<()> {
+        let end = self.pager.end() * PAGE_BYTES as u64;
+        self.pager.file.truncate(end).map_err(disk_error)
+    }
 }
 
 /// The right to make and change pages; held by the writer of the open batch,
@@ -91,6 +109,7 @@ impl Pager {
             map,
             capacity,
             end: AtomicU64::new(end),
+            length: Mutex::new(()),
             verified: zeroed_words(capacity.div_ceil(64) as usize),
             opened,
             damage: DamageLog::default(),
@@ -112,6 +131,8 @@ impl Pager {
 
     /// Makes the file `pages` longer.
     pub(super) fn grow(&self, pages: u64) -> Result<()> {
+        // The system may still be at cutting off what lay there before.
+        let _length = lock(&self.length);
         let end = self.end();
         if pages > self.capacity - end {
             return Err(BackendError::Io {
@@ -132,13 +153,16 @@ impl Pager {
         Ok(())
     }
 
-    /// Cuts the file off at `end`. No state, pinned or durable, reaches the pages
-    /// from there on, and nobody takes one meanwhile.
-    pub(super) fn cut(&self, end: u64) -> Result<()> {
+    /// The file ends at page `end` from now on, for all who take or look at pages; no
+    /// state, pinned or durable, reaches the pages from there on. [`Cut::finish`] then
+    /// gives their space back, which takes milliseconds.
+    pub(super) fn cut(&self, end: u64) -> Cut<'_> {
+        let length = lock(&self.length);
         self.end.store(end, Ordering::Release);
-        self.file
-            .truncate(end * PAGE_BYTES as u64)
-            .map_err(disk_error)
+        Cut {
+            pager: self,
+            _length: length,
+        }
     }
 
     /// Has the pages `first..first + pages` written back, but for those beyond the

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::bitmap::{Bitmap, CHUNK_PAGES, CHUNK_WORDS, ChunkWords};
 use super::limbo::{Horizon, Limbo};
-use super::pager::Pager;
+use super::pager::{Cut, Pager};
 use super::vacuum::Pass;
 use crate::backend::{Result, VacuumExtent};
 
@@ -33,8 +33,8 @@ const SLACK_PAGES: u64 = 256;
 /// Checkpoints after which a vacuum ends wherever it is, having made a pass
 /// every two of them: readers hold the rest.
 const VACUUM_CHECKPOINTS: u32 = 8;
-/// Pages that are cut off the file at a time: 16 MiB.
-const CUT_PAGES: u64 = 4096;
+/// Pages that are cut off the file at a time: 1 MiB.
+const CUT_PAGES: u64 = 256;
 
 /// Pages in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -385,18 +385,18 @@ impl Space {
         self.vacuum.take_if(|vacuum| vacuum.is_over);
     }
 
-    /// Cuts the file's end off down to `end`, a part at a time; whether there is
-    /// more to cut. Pages that were taken meanwhile stay.
-    pub(super) fn cut(&mut self, pager: &Pager, end: u64) -> Result<bool> {
+    /// Takes a part of the file's end away, down to `end` at most: what is to be cut
+    /// off once this lock is let go of, and whether there is more. Pages that were taken
+    /// meanwhile stay.
+    pub(super) fn cut<'p>(&mut self, pager: &'p Pager, end: u64) -> Option<(Cut<'p>, bool)> {
         let last_used = self.free.last_used(self.end).max(end);
         let to = last_used.max(self.end.saturating_sub(CUT_PAGES));
         if to == self.end {
-            return Ok(false);
+            return None;
         }
         self.free.cut(to, self.end);
         self.end = to;
-        pager.cut(to)?;
-        Ok(to > last_used)
+        Some((pager.cut(to), to > last_used))
     }
 
     /// The pages of the newest published state, for a checkpoint of it.

@@ -46,7 +46,7 @@ pub(super) struct Keeper {
 
 /// What the locks guard is whole even if a holder panicked: the trees are only
 /// changed in pages that nobody refers to before a batch is published.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
