@@ -19,6 +19,12 @@ use super::space::{Extent, NewPages, STRETCH_PAGES};
 use super::store::{Keeper, Shared};
 use crate::backend::{Applied, BackendError, Result};
 
+/// Parts of the file's end that one checkpoint cuts off, 1 GiB: the log has to wait for
+/// the next one.
+const MOST_CUTS: u32 = 4096;
+/// So many times as long as a cut took is the pause after it.
+const CUT_PAUSE_PART: u32 = 2;
+
 /// What was taken for a checkpoint that panics is written by no other one.
 struct LatchOnPanic<'s>(&'s Shared);
 
@@ -119,26 +125,38 @@ fn seal(pager: &Pager, view: View<'_>, unsealed: &[u64], is_cold: bool) -> Resul
     Ok(())
 }
 
-/// Cuts off what a vacuum emptied at the file's end. The durable state does not
-/// reach it, so it does not matter when the file's new length is durable.
+/// Cuts off what a vacuum emptied at the file's end, or some of it. The durable state
+/// does not reach it, so it does not matter when the file's new length is durable.
 fn cut(shared: &Shared) -> Result<()> {
     let end = shared.space().checkpointed();
-    if let Some(end) = end {
-        // Batches take pages under the space's lock: it is let go of before each cut.
-        let next = || shared.space().cut(shared.pager(), end);
-        while let Some((part, more)) = next() {
-            let started = Instant::now();
-            part.finish().map_err(|error| shared.latch(error))?;
-            if !more {
-                break;
-            }
-            // Page faults wait while the file is cut: they get as much time again.
-            std::thread::sleep(started.elapsed());
-        }
+    let is_cut = end.map_or(Ok(true), |end| cut_down_to(shared, end))?;
+    if is_cut {
+        // Who waits for it finds the file cut.
+        shared.space().end_vacuum();
     }
-    // Who waits for it finds the file cut.
-    shared.space().end_vacuum();
     Ok(())
+}
+
+/// Whether it came to `end`; else the next checkpoint goes on.
+///
+/// The first store to a page waits while the file is cut (ext4 holds the map's lock
+/// until the disk has discarded the space), so it is cut in parts of less than a
+/// millisecond, with pauses.
+fn cut_down_to(shared: &Shared, end: u64) -> Result<bool> {
+    for _ in 0..MOST_CUTS {
+        // Batches take pages under the space's lock: it is let go of before the cut.
+        let part = shared.space().cut(shared.pager(), end);
+        let Some((part, more)) = part else {
+            return Ok(true);
+        };
+        let started = Instant::now();
+        part.finish().map_err(|error| shared.latch(error))?;
+        if !more {
+            return Ok(true);
+        }
+        std::thread::sleep(CUT_PAUSE_PART * started.elapsed());
+    }
+    Ok(false)
 }
 
 /// Has the pages written back a stretch at a time, so that the log's writes wait

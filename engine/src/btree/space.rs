@@ -33,8 +33,8 @@ const SLACK_PAGES: u64 = 256;
 /// Checkpoints after which a vacuum ends wherever it is, having made a pass
 /// every two of them: readers hold the rest.
 const VACUUM_CHECKPOINTS: u32 = 8;
-/// Pages that are cut off the file at a time: 1 MiB.
-const CUT_PAGES: u64 = 256;
+/// Pages that are cut off the file at a time: 256 KiB.
+const CUT_PAGES: u64 = 64;
 
 /// Pages in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,6 @@
 //! `VARVE_CRASH_STATES` sets how many states are visited, `VARVE_CRASH_SEED`
 //! the workload and the crashes.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -14,8 +13,9 @@ use varve_engine::backend::conformance::{
 };
 use varve_engine::backend::{Applied, Backend, BackendError, TreeId};
 use varve_engine::btree::{Btree, Options};
-use varve_engine::disk::{self, Disk, File, Map, OpenMode, SimDisk};
+use varve_engine::disk::SimDisk;
 
+use crate::hooked::HookedDisk;
 use crate::{TRAITS, check, new_disk, open};
 
 fn variable(name: &str, default: u64) -> u64 {
@@ -161,7 +161,13 @@ fn every_crash_state_is_a_checkpoint_with_all_kinds_of_keys_and_values() {
 #[test]
 fn a_checkpoint_without_its_first_sync_is_caught() {
     let disk = new_disk(true);
-    let forgetful = Forgetful(disk.clone());
+    let mut forgetful = HookedDisk::new(disk.clone(), "store");
+    let syncs = AtomicUsize::new(0);
+    forgetful.sync = Arc::new(move || {
+        // Two are the making of the store; then each checkpoint has two.
+        let number = syncs.fetch_add(1, Ordering::Relaxed);
+        number < 2 || !number.is_multiple_of(2)
+    });
     let mut acknowledged = vec![Acknowledged {
         operations: disk.op_count(),
         model: Model::default(),
@@ -194,96 +200,4 @@ fn a_checkpoint_without_its_first_sync_is_caught() {
         .flat_map(|prefix| (0..6).map(move |seed| (prefix, seed)));
     let caught = states.find_map(|(prefix, seed)| visit(&disk, &acknowledged, prefix, seed).err());
     println!("caught: {}", caught.expect("the missing sync shows"));
-}
-
-/// A disk whose files forget every other sync: those before a meta page.
-#[derive(Debug)]
-struct Forgetful(SimDisk);
-
-#[derive(Debug)]
-struct ForgetfulFile {
-    file: Arc<dyn File>,
-    syncs: AtomicUsize,
-}
-
-impl Disk for Forgetful {
-    fn name(&self) -> &'static str {
-        "forgetful"
-    }
-
-    fn open(&self, path: &Path, mode: OpenMode) -> disk::Result<Arc<dyn File>> {
-        let file = self.0.open(path, mode)?;
-        Ok(Arc::new(ForgetfulFile {
-            file,
-            syncs: AtomicUsize::new(0),
-        }))
-    }
-
-    fn exists(&self, path: &Path) -> disk::Result<bool> {
-        self.0.exists(path)
-    }
-
-    fn list(&self, dir: &Path) -> disk::Result<Vec<String>> {
-        self.0.list(dir)
-    }
-
-    fn create_dir(&self, dir: &Path) -> disk::Result<()> {
-        self.0.create_dir(dir)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> disk::Result<()> {
-        self.0.rename(from, to)
-    }
-
-    fn remove(&self, path: &Path) -> disk::Result<()> {
-        self.0.remove(path)
-    }
-
-    fn sync_dir(&self, dir: &Path) -> disk::Result<()> {
-        self.0.sync_dir(dir)
-    }
-}
-
-impl File for ForgetfulFile {
-    fn path(&self) -> &Path {
-        self.file.path()
-    }
-
-    fn len(&self) -> disk::Result<u64> {
-        self.file.len()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> disk::Result<usize> {
-        self.file.read_at(buf, offset)
-    }
-
-    fn write_at(&self, buf: &[u8], offset: u64) -> disk::Result<()> {
-        self.file.write_at(buf, offset)
-    }
-
-    fn sync(&self) -> disk::Result<()> {
-        // Two are the making of the store; then each checkpoint has two.
-        let number = self.syncs.fetch_add(1, Ordering::Relaxed);
-        if number >= 2 && number.is_multiple_of(2) {
-            Ok(())
-        } else {
-            self.file.sync()
-        }
-    }
-
-    fn write_durable(&self, buf: &[u8], offset: u64) -> disk::Result<()> {
-        self.file.write_durable(buf, offset)
-    }
-
-    fn allocate(&self, offset: u64, length: u64) -> disk::Result<()> {
-        self.file.allocate(offset, length)
-    }
-
-    fn truncate(&self, length: u64) -> disk::Result<()> {
-        self.file.truncate(length)
-    }
-
-    fn map(&self, reserve_bytes: usize) -> disk::Result<Map> {
-        self.file.map(reserve_bytes)
-    }
 }

@@ -13,6 +13,8 @@ mod cold;
 mod crash;
 mod damage;
 mod faults;
+#[path = "../hooked/mod.rs"]
+mod hooked;
 mod inline;
 mod inspect;
 mod put_all;

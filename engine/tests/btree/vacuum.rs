@@ -2,15 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use varve_engine::backend::conformance::Random;
 use varve_engine::backend::{
     Applied, Backend, BackendError, Direction, Read, TreeId, VacuumExtent,
 };
-use varve_engine::btree::Btree;
+use varve_engine::btree::{Btree, Options};
 use varve_engine::disk::SimDisk;
 use varve_engine::disk::sim::{Fault, FaultOn};
 
+use crate::hooked::HookedDisk;
 use crate::{check, new_disk, open};
 
 const TREE: TreeId = TreeId(1);
@@ -31,6 +36,16 @@ impl Test {
 
     fn on(disk: SimDisk, keys: u64, value_bytes: usize, keep: impl Fn(u64) -> bool) -> Self {
         let store = open(&disk).expect("a new store");
+        Self::with(disk, store, keys, value_bytes, keep)
+    }
+
+    fn with(
+        disk: SimDisk,
+        store: Btree,
+        keys: u64,
+        value_bytes: usize,
+        keep: impl Fn(u64) -> bool,
+    ) -> Self {
         let mut test = Self {
             disk,
             store,
@@ -125,6 +140,70 @@ fn compare(reader: &(impl Read + ?Sized), model: &Model) {
         })
         .expect("a scan");
     assert_eq!(expected.next(), None);
+}
+
+/// Batches take pages while the file is cut, and what it grows by meanwhile stays.
+#[test]
+fn batches_go_on_while_the_file_is_cut() {
+    let mut disk = HookedDisk::new(new_disk(false), "store");
+    let (begun, begins) = mpsc::channel();
+    let (end, ends) = mpsc::channel::<()>();
+    let (ends, has_waited) = (Mutex::new(ends), Arc::new(AtomicBool::new(false)));
+    let waited = Arc::clone(&has_waited);
+    disk.truncate = Arc::new(move || {
+        let _ = begun.send(());
+        if !waited.load(Ordering::Relaxed) {
+            let told = ends.lock().unwrap().recv_timeout(Duration::from_secs(10));
+            waited.store(told == Err(RecvTimeoutError::Timeout), Ordering::Relaxed);
+        }
+        true
+    });
+    let options = Options { map_bytes: 1 << 28 };
+    let store = Btree::open(&disk, crate::path(), options).expect("a new store");
+    let mut test = Test::with(disk.inner, store, 4_000, 1000, |number| number % 8 == 0);
+    test.store.checkpoint().expect("checkpoint");
+    test.store.start_vacuum(VacuumExtent::All);
+    while !test.store.wants_checkpoint(false) {
+        test.batch(|batch, _| {
+            batch.vacuum_step().expect("a step");
+        });
+    }
+    let (store, model, index) = (&test.store, &mut test.model, &mut test.index);
+    std::thread::scope(|scope| {
+        let checkpoint = scope.spawn(|| store.checkpoint().expect("checkpoint"));
+        begins
+            .recv_timeout(Duration::from_secs(20))
+            .expect("it is cut");
+        let short = store.stats().file_bytes;
+        let mut put = |keys: std::ops::Range<u64>| {
+            *index += 1;
+            let mut batch = store.begin().expect("a batch");
+            for key in keys.map(u64::to_be_bytes) {
+                batch.put(TREE, &key, &[9; 1000]).expect("put");
+                model.insert(key.to_vec(), vec![9; 1000]);
+            }
+            let applied = Applied {
+                term: 1,
+                index: *index,
+            };
+            batch.publish(applied).expect("publish");
+        };
+        put(0..100);
+        let grower = scope.spawn(move || put(100..20_000));
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(!checkpoint.is_finished());
+        drop(end);
+        grower.join().expect("it grows");
+        assert!(store.stats().file_bytes > short, "it has grown");
+        checkpoint.join().expect("it is cut");
+    });
+    assert!(
+        !has_waited.load(Ordering::Relaxed),
+        "a batch waited for the cut"
+    );
+    test.verify();
+    test.store.checkpoint().expect("checkpoint");
+    test.reopened().verify();
 }
 
 #[test]

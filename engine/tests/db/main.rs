@@ -12,6 +12,8 @@ use varve_engine::{backend, btree};
 
 mod bounds;
 mod crash;
+#[path = "../hooked/mod.rs"]
+mod hooked;
 mod load;
 mod reads;
 mod refusals;

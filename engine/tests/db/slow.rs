@@ -1,106 +1,21 @@
 //! A disk on which the store's checkpoints take as long as a test wants, while
 //! the log goes on.
 
-use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use varve_engine::btree::inspect::{Inspector, MetaPage};
 use varve_engine::db::{Db, Options};
-use varve_engine::disk::{self, Disk, File, Map, OpenMode, SimDisk};
+use varve_engine::disk::{Disk, SimDisk};
 
+use crate::hooked::HookedDisk;
 use crate::{db_on, dir, options};
 
 /// Syncs of the store's file wait for the lock.
-#[derive(Debug, Clone)]
 struct SlowDisk {
     inner: SimDisk,
     turn: Arc<Mutex<()>>,
-}
-
-#[derive(Debug)]
-struct SlowFile {
-    inner: Arc<dyn File>,
-    turn: Arc<Mutex<()>>,
-}
-
-impl Disk for SlowDisk {
-    fn name(&self) -> &'static str {
-        "slow"
-    }
-
-    fn open(&self, path: &Path, mode: OpenMode) -> disk::Result<Arc<dyn File>> {
-        let inner = self.inner.open(path, mode)?;
-        if !path.ends_with("tree.btree") {
-            return Ok(inner);
-        }
-        let turn = Arc::clone(&self.turn);
-        Ok(Arc::new(SlowFile { inner, turn }))
-    }
-
-    fn exists(&self, path: &Path) -> disk::Result<bool> {
-        self.inner.exists(path)
-    }
-
-    fn list(&self, dir: &Path) -> disk::Result<Vec<String>> {
-        self.inner.list(dir)
-    }
-
-    fn create_dir(&self, dir: &Path) -> disk::Result<()> {
-        self.inner.create_dir(dir)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> disk::Result<()> {
-        self.inner.rename(from, to)
-    }
-
-    fn remove(&self, path: &Path) -> disk::Result<()> {
-        self.inner.remove(path)
-    }
-
-    fn sync_dir(&self, dir: &Path) -> disk::Result<()> {
-        self.inner.sync_dir(dir)
-    }
-}
-
-impl File for SlowFile {
-    fn path(&self) -> &Path {
-        self.inner.path()
-    }
-
-    fn len(&self) -> disk::Result<u64> {
-        self.inner.len()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> disk::Result<usize> {
-        self.inner.read_at(buf, offset)
-    }
-
-    fn write_at(&self, buf: &[u8], offset: u64) -> disk::Result<()> {
-        self.inner.write_at(buf, offset)
-    }
-
-    fn sync(&self) -> disk::Result<()> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        self.inner.sync()
-    }
-
-    fn write_durable(&self, buf: &[u8], offset: u64) -> disk::Result<()> {
-        self.inner.write_durable(buf, offset)
-    }
-
-    fn allocate(&self, offset: u64, length: u64) -> disk::Result<()> {
-        self.inner.allocate(offset, length)
-    }
-
-    fn truncate(&self, length: u64) -> disk::Result<()> {
-        self.inner.truncate(length)
-    }
-
-    fn map(&self, reserve_bytes: usize) -> disk::Result<Map> {
-        self.inner.map(reserve_bytes)
-    }
 }
 
 /// Puts of one block of log each.
@@ -123,8 +38,14 @@ fn slow(options: Options) -> (SlowDisk, Arc<Db>) {
         inner: SimDisk::new(),
         turn: Arc::default(),
     };
-    let as_disk: Arc<dyn Disk> = Arc::new(disk.clone());
-    let db = Db::open_on(&as_disk, dir(), options).unwrap();
+    let mut hooked = HookedDisk::new(disk.inner.clone(), "tree.btree");
+    let turn = Arc::clone(&disk.turn);
+    hooked.sync = Arc::new(move || {
+        drop(turn.lock().unwrap_or_else(PoisonError::into_inner));
+        true
+    });
+    let hooked: Arc<dyn Disk> = Arc::new(hooked);
+    let db = Db::open_on(&hooked, dir(), options).unwrap();
     (disk, Arc::new(db))
 }
 

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)] // shared memory with whoever holds a map of the file
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::super::map::{Map, Region};
@@ -135,15 +136,16 @@ impl Content {
         }
     }
 
-    /// What was written through the map since the last call, as sector-aligned
-    /// runs in order.
-    pub(super) fn take_map_writes(&mut self) -> Vec<(u64, Arc<[u8]>)> {
+    /// What was written through the map since the last call to the pages of `range`,
+    /// as sector-aligned runs in order.
+    pub(super) fn take_map_writes(&mut self, range: Range<u64>) -> Vec<(u64, Arc<[u8]>)> {
         let Self::Mapped(mapped) = self else {
             return Vec::new();
         };
         let mut runs = Vec::new();
-        let mut start = 0;
-        while start < mapped.length {
+        let last = mapped.length.min(range.end as usize);
+        let mut start = range.start as usize / PAGE_BYTES * PAGE_BYTES;
+        while start < last {
             let end = (start + PAGE_BYTES).min(mapped.length);
             // SAFETY: `start..end` is within the shadow and within the region.
             let same = unsafe {

@@ -111,7 +111,7 @@ impl File for SimFile {
             .check(FaultOn::Allocate, &self.path)
             .and_then(|()| state.check_growth(self.inode, end))
             .map_err(self.fail("allocate", offset))?;
-        state.take_map_writes(Some(self.inode));
+        state.take_map_writes_in(self.inode, 0..0);
         let content = &mut state.files[self.inode].content;
         if (content.len() as u64) < end {
             content.resize(end as usize);
@@ -130,7 +130,7 @@ impl File for SimFile {
             .check(FaultOn::Truncate, &self.path)
             .and_then(|()| state.check_growth(self.inode, length))
             .map_err(self.fail("truncate", length))?;
-        state.take_map_writes(Some(self.inode));
+        state.take_map_writes_in(self.inode, length..u64::MAX);
         state.files[self.inode].content.resize(length as usize);
         state.record(Op::Truncate {
             inode: self.inode,

@@ -16,6 +16,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -140,7 +141,7 @@ impl SimDisk {
     /// this many operations.
     pub fn op_count(&self) -> usize {
         let mut state = self.lock();
-        state.take_map_writes(None);
+        state.take_map_writes();
         match &state.history {
             History::Now(_) => 0,
             History::Recorded { ops, .. } => ops.len(),
@@ -152,7 +153,7 @@ impl SimDisk {
     /// too.)
     pub fn mark(&self) {
         let mut state = self.lock();
-        state.take_map_writes(None);
+        state.take_map_writes();
         state.record(Op::Mark);
     }
 
@@ -164,7 +165,7 @@ impl SimDisk {
     /// from call to call.
     pub fn crash(&self, prefix: usize, seed: u64) -> Self {
         let mut state = self.lock();
-        state.take_map_writes(None);
+        state.take_map_writes();
         let (files, dirs) = match &mut state.history {
             History::Now(model) => model.crash(seed),
             History::Recorded {
@@ -230,7 +231,7 @@ impl SimDisk {
         let inode = state
             .find(path)
             .map_err(|e| DiskError::io("corrupt", path, offset, e))?;
-        state.take_map_writes(None);
+        state.take_map_writes();
         state.files[inode].content.corrupt(offset, xor);
         state.record(Op::Corrupt { inode, offset, xor });
         Ok(())
@@ -270,24 +271,33 @@ impl State {
 
     /// Turns what was written through maps into recorded writes. While recording,
     /// each operation is a point at which a crash may find them.
-    fn take_map_writes(&mut self, only: Option<Inode>) {
-        let recording = matches!(self.history, History::Recorded { .. });
+    fn take_map_writes(&mut self) {
         for inode in 0..self.files.len() {
-            if !recording && only.is_some_and(|only| only != inode) {
-                continue;
-            }
-            for (offset, data) in self.files[inode].content.take_map_writes() {
-                self.record(Op::Write {
-                    inode,
-                    offset,
-                    data,
-                });
-            }
+            self.take_map_writes_of(inode, 0..u64::MAX);
+        }
+    }
+
+    /// As [`State::take_map_writes`], before an operation that concerns `range` only: what
+    /// was written elsewhere can be taken later, unless it is recorded when it was there.
+    fn take_map_writes_in(&mut self, inode: Inode, range: Range<u64>) {
+        match self.history {
+            History::Recorded { .. } => self.take_map_writes(),
+            History::Now(_) => self.take_map_writes_of(inode, range),
+        }
+    }
+
+    fn take_map_writes_of(&mut self, inode: Inode, range: Range<u64>) {
+        for (offset, data) in self.files[inode].content.take_map_writes(range) {
+            self.record(Op::Write {
+                inode,
+                offset,
+                data,
+            });
         }
     }
 
     fn crash(&mut self, seed: u64) -> (BTreeMap<PathBuf, Image>, BTreeSet<PathBuf>) {
-        self.take_map_writes(None);
+        self.take_map_writes();
         match &mut self.history {
             History::Now(model) => model.crash(seed),
             History::Recorded {
@@ -332,7 +342,7 @@ impl State {
             .checked_add(buf.len() as u64)
             .ok_or_else(|| io::Error::from_raw_os_error(libc::EFBIG))?;
         self.check_growth(inode, end)?;
-        self.take_map_writes(Some(inode));
+        self.take_map_writes_in(inode, offset..end);
         let fault = self.faults.check(FaultOn::Write, path);
         let written = match fault {
             Ok(()) => buf,
@@ -351,7 +361,11 @@ impl State {
 
     fn sync(&mut self, inode: Inode, path: &Path, done: Op) -> io::Result<()> {
         self.syncs += u64::from(!matches!(done, Op::WriteBack { .. }));
-        self.take_map_writes(Some(inode));
+        let range = match &done {
+            Op::WriteBack { range, .. } | Op::SyncRange { range, .. } => range.clone(),
+            _ => 0..u64::MAX,
+        };
+        self.take_map_writes_in(inode, range);
         let fault = self.faults.check(FaultOn::Sync, path);
         self.record(if fault.is_ok() {
             done
@@ -401,7 +415,7 @@ impl Disk for SimDisk {
                     linked: true,
                 });
                 state.names.insert(path.to_owned(), inode);
-                state.take_map_writes(None);
+                state.take_map_writes();
                 state.record(Op::Create {
                     path: path.to_owned(),
                     inode,
@@ -467,7 +481,7 @@ impl Disk for SimDisk {
         if let Some(replaced) = state.names.insert(to.to_owned(), inode) {
             state.unlink(replaced);
         }
-        state.take_map_writes(None);
+        state.take_map_writes();
         state.record(Op::Rename {
             from: from.to_owned(),
             to: to.to_owned(),
@@ -482,7 +496,7 @@ impl Disk for SimDisk {
             .and_then(|()| state.find(path))
             .map_err(|e| DiskError::io("remove", path, 0, e))?;
         state.names.remove(path);
-        state.take_map_writes(None);
+        state.take_map_writes();
         state.unlink(inode);
         state.record(Op::Remove {
             path: path.to_owned(),
@@ -497,7 +511,7 @@ impl Disk for SimDisk {
             return Err(fail(io::ErrorKind::NotFound.into()));
         }
         state.faults.check(FaultOn::SyncDir, dir).map_err(fail)?;
-        state.take_map_writes(None);
+        state.take_map_writes();
         state.record(Op::SyncDir {
             dir: dir.to_owned(),
         });
