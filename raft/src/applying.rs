@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, Select, TryRecvError};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Select, TryRecvError};
 use varve_types::{ApiError, PutRequest, Reader, opcode};
 
 use crate::apply::{AppliedBatch, Applier};
@@ -231,8 +231,18 @@ impl Applying {
             let mut next = match jobs.try_recv() {
                 Ok(job) => Some(job),
                 Err(TryRecvError::Disconnected) => return Ok(true),
-                Err(TryRecvError::Empty) if maintain(&mut self.applier, shared, idle)? => continue,
-                Err(TryRecvError::Empty) => return Ok(false),
+                Err(TryRecvError::Empty) => {
+                    let started = Instant::now();
+                    if !maintain(&mut self.applier, shared, idle)? {
+                        return Ok(false);
+                    }
+                    // As long again the processor is there for what brings the next job.
+                    match jobs.recv_timeout(started.elapsed()) {
+                        Ok(job) => Some(job),
+                        Err(RecvTimeoutError::Timeout) => continue,
+                        Err(RecvTimeoutError::Disconnected) => return Ok(true),
+                    }
+                }
             };
             idle = false;
             while let Some(job) = next {
