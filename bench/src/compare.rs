@@ -234,7 +234,7 @@ fn print_ratios(etcd: &[Run], varve: &[Run]) -> Value {
         let (p50, p99) = (ours.p50_us / theirs.p50_us, ours.p99_us / theirs.p99_us);
         // One client waits for one operation at a time: the floor is not meant for it.
         let floor = if ours.clients > 1 {
-            ours.against_floor()
+            ours.against_goal()
         } else {
             String::new()
         };

@@ -73,7 +73,7 @@ impl Run {
     }
 
     /// Whether and by how much the floor is beaten, or how much of a rate was reached.
-    pub(crate) fn against_floor(&self) -> String {
+    pub(crate) fn against_goal(&self) -> String {
         if self.rate > 0.0 {
             let percent = self.ops_per_sec / self.rate * 100.0;
             return format!("{percent:.1} % of {} ops/s", grouped(self.rate));

@@ -269,7 +269,7 @@ pub(crate) async fn run(args: LoadArgs) -> Result<bool> {
     }
     report::print_runs(&runs);
     for run in &runs {
-        println!("{}: {}", run.op, run.against_floor());
+        println!("{}: {}", run.op, run.against_goal());
     }
     let mut sound = violations == 0 && runs.iter().all(|run| run.ops > 0);
     if !args.shape.no_verify {
